@@ -1,0 +1,6 @@
+"""Stock pretrained models behind one small interface."""
+
+from perdure.backbone.backbone import BUILT_IN, Backbone, Passes
+from perdure.backbone.names import BareNameWarning
+
+__all__ = ["BUILT_IN", "Backbone", "BareNameWarning", "Passes"]

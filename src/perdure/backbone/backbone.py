@@ -1,0 +1,238 @@
+"""A stock pretrained model: frozen, fingerprinted, and counting every image that passes through it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses as dc
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, Self
+
+import timm
+import torch
+from jaxtyping import Float, Num
+from safetensors.torch import load_file
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from perdure.backbone.lite0 import load_lite0
+from perdure.backbone.names import full_timm_name
+from perdure.data.preprocess import Preprocess, preprocess_from_config
+from perdure.errors import BackboneError, ConfigError, NonFiniteError
+
+PRECISIONS: Final = {"float32": None, "bfloat16": torch.bfloat16}
+BUILT_IN: Final[dict[str, Callable[[], tuple[nn.Module, Preprocess]]]] = {"efficientnet_lite0": load_lite0}
+
+
+@dc.dataclass(slots=True)
+class Passes:
+    """How many images went through a backbone and its copies."""
+
+    images: int = 0
+
+
+class Backbone(nn.Module):
+    """A stock timm model without its classifier, frozen and in eval mode.
+
+    Args:
+        model: a timm model with ``num_classes=0``.
+        name: its full name, with the weights' tag.
+        preprocess: the eval view its weights want.
+        device: ``auto`` (CUDA, then Apple's MPS, then CPU), or any torch device.
+        precision: ``float32`` or ``bfloat16`` (autocast; weights stay float32).
+
+    Raises:
+        ConfigError: for an unknown precision or a device this machine lacks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        preprocess: Preprocess,
+        device: str = "auto",
+        precision: str = "float32",
+    ) -> None:
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ConfigError("Backbone", "precision", f"one of {sorted(PRECISIONS)}", precision, "Use float32")
+        self.device = _device(device)
+        # channels-last convolutions are up to five times faster on a CPU and no slower elsewhere
+        self.model = model.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.name, self.preprocess, self.precision = name, preprocess, precision
+        self.dim: int = int(model.head_hidden_size)  # type: ignore[arg-type]
+        self.passes = Passes()
+        self.is_thawed = False
+        self._fingerprint: tuple[object, str] | None = None
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        weights: str | Path | None = None,
+        pretrained: bool = True,
+        preset: str | None = None,
+        init_seed: int = 0,
+        device: str = "auto",
+        precision: str = "float32",
+    ) -> Backbone:
+        """A backbone by name.
+
+        Args:
+            name: ``efficientnet_lite0`` (ImageNet weights from its pip package, offline) or any timm name; give the
+                full tag, as in ``vit_base_patch16_224.augreg_in21k``: a bare name means whatever timm's default is.
+            weights: a local safetensors file for the timm model ``name``.
+            pretrained: ``False`` for random weights drawn with ``init_seed``.
+            preset: a named preprocessing in place of the weights' own; see ``PREPROCESS_PRESETS``.
+            init_seed: seed of random weights.
+            device: see :class:`Backbone`.
+            precision: see :class:`Backbone`.
+
+        Raises:
+            UnknownNameError: for an unknown name or preset, with close matches.
+            BackboneError: if the weights cannot be had or do not fit.
+        """
+        if name in BUILT_IN and pretrained and weights is None:
+            model, preprocess = BUILT_IN[name]()
+        else:
+            name = full_timm_name(name, pretrained=pretrained and weights is None)
+            model = _timm_model(name, pretrained and weights is None, init_seed)
+            if weights is not None:
+                _load_weights(model, Path(weights))
+            preprocess = preprocess_from_config(resolve_data_config({}, model=model))
+        return cls(model, name=name, preprocess=preprocess.with_preset(preset), device=device, precision=precision)
+
+    @property
+    def fingerprint(self) -> str:
+        """Name, weights, preprocessing and arithmetic in one hash: equal fingerprints give equal features.
+
+        Raises:
+            BackboneError: for a thawed backbone, whose features must not be kept.
+        """
+        if self.is_thawed:
+            hint = "Use the frozen backbone it was copied from"
+            raise BackboneError("Backbone.fingerprint", "backbone", "frozen", "a thawed copy", hint)
+        tensors = {k: v for k, v in self.model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+        versions = tuple((v.data_ptr(), v._version) for v in tensors.values())
+        if self._fingerprint is None or self._fingerprint[0] != versions:
+            tf32 = self.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+            parts = (self.name, self.preprocess, self.precision, self.device.type, tf32)
+            digest = hashlib.blake2b(repr(parts).encode(), digest_size=16)
+            for key in sorted(tensors):
+                value = tensors[key].detach().cpu().contiguous()
+                digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
+                digest.update(value.flatten().view(torch.uint8).numpy().data)
+            self._fingerprint = (versions, digest.hexdigest())
+        return self._fingerprint[1]
+
+    @property
+    def batch_size(self) -> int:
+        """Images per frozen forward pass that suit the device."""
+        return 16 if self.device.type == "cpu" else 256
+
+    def features(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Pooled features without gradient, float32.
+
+        An image's features are the same alone and in any batch: on a CPU a batch of one is doubled, because a
+        single-image convolution takes another kernel whose last bits differ.
+
+        Args:
+            images: uint8 pixels of the eval view, or floating point already normalised.
+
+        Raises:
+            ShapeError: if ``images`` is not a batch of RGB images.
+            NonFiniteError: with the position of the first image whose features are not finite.
+        """
+        alone = len(images) == 1 and self.device.type == "cpu"
+        self.passes.images -= alone  # the double is not an image of the user's
+        with torch.inference_mode():
+            out = self.embed(torch.cat([images, images]) if alone else images)[: len(images)]
+        bad = ~torch.isfinite(out).all(dim=1)
+        if bad.any():
+            raise NonFiniteError(int(bad.nonzero()[0]))
+        return out.clone()  # an ordinary tensor, usable in training
+
+    def embed(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Pooled features, with gradient where the backbone is thawed.
+
+        Args:
+            images: as for :meth:`features`.
+        """
+        self.passes.images += len(images)
+        x = self.preprocess.normalise(images.to(self.device)).contiguous(memory_format=torch.channels_last)
+        with self.autocast():
+            tokens = self.model.forward_features(x)
+            pooled: Tensor = self.model.forward_head(tokens, pre_logits=True)
+        return pooled.float()
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision's autocast context; does nothing for float32."""
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+
+    def thawed_copy(self) -> Backbone:
+        """A copy whose weights may be trained; passes are counted together with the original's.
+
+        BatchNorm stays in eval mode with the pretrained statistics: a task's few images must not redefine them.
+        """
+        other = copy.deepcopy(self)
+        other.passes, other.is_thawed = self.passes, True
+        other.model.requires_grad_(True)
+        return other
+
+    def train(self, mode: bool = True) -> Self:
+        """Keeps eval mode whatever is asked: no batch statistics, no dropout."""
+        return super().train(False)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError("Backbone", "device", "available", name, f"Use device=auto ({reason})") from None
+    return device
+
+
+def _timm_model(name: str, pretrained: bool, init_seed: int) -> nn.Module:
+    with _seeded(init_seed):
+        try:
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        except Exception as error:  # hub, network and file errors of several libraries
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            hint = f"Connect to the hub, give weights=FILE.safetensors, or pretrained=false ({reason})"
+            raise BackboneError("Backbone.load", f"weights of {name}", "reachable", "none", hint) from error
+    return model
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    where, hint = "Backbone.load", "Save the model's state dict with safetensors.torch.save_file"
+    if not path.is_file():
+        raise BackboneError(where, "weights", "an existing safetensors file", str(path), hint)
+    try:
+        given = load_file(path)
+    except Exception as error:  # safetensors raises its own untyped error
+        raise BackboneError(where, "weights", "a safetensors file", str(path), f"{hint} ({error})") from error
+    wanted = model.state_dict()
+    missing = [k for k in wanted if k not in given]
+    misshapen = [f"{k} {tuple(given[k].shape)}" for k in wanted if k in given and given[k].shape != wanted[k].shape]
+    if missing or misshapen:
+        got = {"missing": missing[:5], "other shape": misshapen[:5]}
+        raise BackboneError(where, f"weights in {path}", "this architecture's", got, "Check name and file")
+    model.load_state_dict({k: given[k] for k in wanted})

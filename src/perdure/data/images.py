@@ -1,0 +1,190 @@
+"""Labelled images, decoded lazily, each known by a hash of its content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from perdure.data.preprocess import Preprocess
+from perdure.errors import DataError
+
+KEY_BYTES = 16
+DECODE_THREADS = 2
+
+
+def content_key(data: bytes) -> bytes:
+    """The 16-byte BLAKE2b hash that names an image by its content."""
+    return hashlib.blake2b(data, digest_size=KEY_BYTES).digest()
+
+
+class ImageSource(Protocol):
+    """A fixed list of images, read one at a time."""
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(n,) ``S16``: each image's content hash."""
+        ...
+
+    def read(self, row: int) -> Image.Image:
+        """Image ``row``, RGB."""
+        ...
+
+    def name(self, row: int) -> str:
+        """What to call image ``row`` in a message."""
+        ...
+
+
+class FileSource:
+    """Images in files.
+
+    Args:
+        paths: the files.
+        keys: (n,) ``S16`` content hashes of the files' bytes.
+    """
+
+    def __init__(self, paths: Sequence[Path], keys: np.ndarray) -> None:
+        self._paths, self.keys = list(paths), keys
+
+    def read(self, row: int) -> Image.Image:
+        """Decodes file ``row`` to RGB.
+
+        Raises:
+            DataError: naming the file, if it is gone or cannot be decoded.
+        """
+        try:
+            with Image.open(self._paths[row]) as image:
+                return image.convert("RGB")
+        except (OSError, ValueError, SyntaxError) as error:
+            hint = f"It changed since the data were checked ({error}): restore or remove it"
+            raise DataError("data", "image file", "readable", self.name(row), hint) from error
+
+    def name(self, row: int) -> str:
+        """The file's path."""
+        return str(self._paths[row])
+
+
+class ArraySource:
+    """Images in memory.
+
+    Args:
+        pixels: (n, h, w) or (n, h, w, 3) uint8.
+        title: prefix of the images' names in messages.
+
+    Raises:
+        DataError: if the array is not uint8 of that shape.
+    """
+
+    def __init__(self, pixels: np.ndarray, title: str) -> None:
+        good = pixels.dtype == np.uint8 and (pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] == 3))
+        if not good:
+            got = f"{pixels.dtype} {pixels.shape}"
+            raise DataError(title, "pixels", "uint8 of shape (n, h, w) or (n, h, w, 3)", got, "Convert the array")
+        self._pixels, self._title = pixels, title
+        shape = str(pixels.shape[1:]).encode()
+        self.keys = np.array([content_key(shape + image.tobytes()) for image in pixels], dtype=f"S{KEY_BYTES}")
+
+    def read(self, row: int) -> Image.Image:
+        """Image ``row``, RGB."""
+        return Image.fromarray(self._pixels[row]).convert("RGB")
+
+    def name(self, row: int) -> str:
+        """The data set and the row."""
+        return f"{self._title}[{row}]"
+
+
+class LabelledImages:
+    """Some rows of an image source and their class ids. Nothing is decoded before it is asked for.
+
+    Args:
+        source: where the images are.
+        labels: (n,) class ids, any integers.
+        rows: (n,) which image of the source each label belongs to; all of them, in order, by default.
+
+    Raises:
+        DataError: if labels are not whole numbers or do not match the images.
+    """
+
+    def __init__(self, source: ImageSource, labels: np.ndarray, rows: np.ndarray | None = None) -> None:
+        self.source = source
+        self.rows = np.arange(len(source.keys)) if rows is None else np.asarray(rows, dtype=np.int64)
+        labels = np.asarray(labels)
+        if labels.size and not np.issubdtype(labels.dtype, np.integer):
+            raise DataError("LabelledImages", "labels", "integers", str(labels.dtype), "Use class ids, not names")
+        if labels.shape != self.rows.shape:
+            must_be = f"one per image, {self.rows.shape}"
+            raise DataError("LabelledImages", "labels", must_be, labels.shape, "Match labels and images")
+        self.labels = labels.astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(n,) ``S16``: each image's content hash."""
+        keys: np.ndarray = self.source.keys[self.rows]
+        return keys
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The class ids present, ascending."""
+        return tuple(int(c) for c in np.unique(self.labels))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the images' contents and labels, in order."""
+        return hashlib.blake2b(self.keys.tobytes() + self.labels.tobytes(), digest_size=16).hexdigest()
+
+    def name(self, position: int) -> str:
+        """What to call the image at ``position`` in a message."""
+        return self.source.name(int(self.rows[position]))
+
+    def subset(self, positions: np.ndarray) -> LabelledImages:
+        """The images at ``positions``, in that order."""
+        return LabelledImages(self.source, self.labels[positions], self.rows[positions])
+
+    def of_classes(self, classes: Sequence[int]) -> LabelledImages:
+        """The images of ``classes``, in their present order."""
+        return self.subset(np.flatnonzero(np.isin(self.labels, np.asarray(classes, dtype=np.int64))))
+
+    def batches(
+        self, preprocess: Preprocess, batch_size: int, positions: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Decodes ahead in threads and yields batches in order; the result does not depend on the threads.
+
+        Args:
+            preprocess: the eval view to apply.
+            batch_size: images per batch; the last may be smaller.
+            positions: which images, in which order; all of them by default.
+
+        Yields:
+            (positions, images): (b,) and (b, 3, image_size, image_size) uint8.
+
+        Raises:
+            DataError: naming the image, if one cannot be read.
+        """
+        order = np.arange(len(self)) if positions is None else positions
+        chunks = deque(order[i : i + batch_size] for i in range(0, len(order), batch_size))
+
+        def decode(position: int) -> np.ndarray:
+            return preprocess.pixels(self.source.read(int(self.rows[position])))
+
+        pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
+        ahead: deque[tuple[np.ndarray, list[Future[np.ndarray]]]] = deque()
+        try:
+            while chunks or ahead:
+                while chunks and len(ahead) < 3:
+                    chunk = chunks.popleft()
+                    ahead.append((chunk, [pool.submit(decode, int(p)) for p in chunk]))
+                chunk, futures = ahead.popleft()
+                yield chunk, torch.from_numpy(np.stack([f.result() for f in futures]))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,75 @@
+"""Names to things: one small registry class, discovery by package and by entry point.
+
+A method is added by adding one file to ``perdure/methods`` (or, in another distribution, an entry point in the
+group ``perdure.methods``); nothing else is edited.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from perdure.errors import ConfigError, UnknownNameError, did_you_mean
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Things of one kind by name.
+
+    Args:
+        kind: what is registered, for error messages ("method").
+        package: a package whose modules register things when imported; imported on first use.
+        group: an entry-point group other distributions register under.
+    """
+
+    def __init__(self, kind: str, package: str | None = None, group: str | None = None) -> None:
+        self.kind, self._package, self._group = kind, package, group
+        self._things: dict[str, T] = {}
+        self._discovered = False
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """A decorator that files the decorated thing under ``name``.
+
+        Raises:
+            ConfigError: if the name is taken by something else.
+        """
+
+        def file_it(thing: T) -> T:
+            if self._things.get(name, thing) is not thing:
+                raise ConfigError(f"{self.kind} registry", "name", "unused", name, "Choose another name")
+            self._things[name] = thing
+            return thing
+
+        return file_it
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        self._discover()
+        return sorted(self._things)
+
+    def get(self, name: str) -> T:
+        """The thing filed under ``name``.
+
+        Raises:
+            UnknownNameError: with close matches.
+        """
+        self._discover()
+        if name not in self._things:
+            raise UnknownNameError("perdure", self.kind, "known", name, did_you_mean(name, self._things))
+        return self._things[name]
+
+    def _discover(self) -> None:
+        if self._discovered:
+            return
+        self._discovered = True
+        if self._package:
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self._package}.{module.name}")
+        if self._group:
+            for point in entry_points(group=self._group):
+                point.load()
