@@ -14,14 +14,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses as dc
 import json
+import mmap
 import os
 import shutil
+import sys
 import threading
 import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -47,13 +48,15 @@ class Features:
 
     Args:
         dim: values per row.
-        segments: open row files; they stay readable even if the store evicts them.
+        files: the segments' row files.
+        maps: the same files, mapped; they stay readable even if the store evicts them.
         segment: (n,) which file each row is in.
         row: (n,) which row of that file.
     """
 
     dim: int
-    segments: list[IO[bytes]]
+    files: list[Path]
+    maps: list[mmap.mmap]
     segment: np.ndarray
     row: np.ndarray
 
@@ -66,8 +69,8 @@ class Features:
         out = np.empty((len(row), self.dim), dtype=np.float32)
         for s in np.unique(segment):
             here = segment == s
-            # a fresh map each time: closing it gives its pages back, so resident memory stays flat
-            out[here] = _mapped(self.segments[s], self.dim)[row[here]]
+            out[here] = _rows_of(self.maps[s], self.dim)[row[here]]
+            _release(self.maps[s])
         return torch.from_numpy(out)
 
     def batches(self, size: int = CHUNK_ROWS) -> Iterator[Float[Tensor, "b {self.dim}"]]:
@@ -125,7 +128,7 @@ class FeatureStore:
                     self._fill(shelf, backbone, data, missing, label)
                 found = _Index(shelf, backbone.dim).features(keys)
                 if found is not None:
-                    self._evict(keep={Path(f.name) for f in found.segments})
+                    self._evict(keep=set(found.files))
                     return found
         hint = "Raise PERDURE_CACHE_BYTES, or give each process its own PERDURE_CACHE"
         raise StorageError("FeatureStore", "features", "kept until they are read", "evicted three times", hint)
@@ -226,14 +229,14 @@ class _Index:
             return None
         segments, local = np.unique(self._segment[at], return_inverse=True)
         paths = [self._paths[s] for s in segments]
-        files: list[IO[bytes]] = []
+        files = [p.with_suffix(".rows") for p in paths]
         try:
             for path in paths:
                 os.utime(path)
-                files.append(open(path.with_suffix(".rows"), "rb"))  # noqa: SIM115 - Features holds it
+            maps = [_map(f) for f in files]
         except FileNotFoundError:
             return None
-        return Features(self._dim, files, local, self._row[at])
+        return Features(self._dim, files, maps, local, self._row[at])
 
     def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         at = np.searchsorted(self._keys, keys).clip(max=max(len(self._keys) - 1, 0))
@@ -244,8 +247,8 @@ class _Index:
         for s in np.unique(self._segment[at]):
             here = self._segment[at] == s
             path = self._paths[s]
-            with open(path.with_suffix(".rows"), "rb") as file:
-                rows = _mapped(file, self._dim)[self._row[at[here]]]
+            mapped = _map(path.with_suffix(".rows"))
+            rows = _rows_of(mapped, self._dim)[self._row[at[here]]]
             found = np.array([zlib.crc32(r) for r in rows], dtype=np.uint32)
             intact[here] = found == self._crc[at[here]]
             with open(path, "r+b") as index:
@@ -278,9 +281,20 @@ class _Writer:
         self._index.close()
 
 
-def _mapped(file: IO[bytes], dim: int) -> np.ndarray:
-    n = os.fstat(file.fileno()).st_size // (dim * 4)  # another process may be half way through a row
-    return np.memmap(file, dtype="<f4", mode="r", shape=(n, dim))
+def _map(path: Path) -> mmap.mmap:
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _rows_of(mapped: mmap.mmap, dim: int) -> np.ndarray:
+    n = len(mapped) // (dim * 4)  # another process may be half way through a row
+    return np.frombuffer(mapped, "<f4", count=n * dim).reshape(n, dim)
+
+
+def _release(mapped: mmap.mmap) -> None:
+    """Gives read pages back to the page cache, so that resident memory stays flat however much is read."""
+    if sys.platform != "win32":
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _complete_records(index: Path, dim: int) -> np.ndarray:
