@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from perdure.errors import ConfigError, RecipeError, did_you_mean
@@ -29,20 +29,21 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _start_from_preset(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or "preset" not in values or "preset" not in cls.model_fields:
-            return values
-        preset = values["preset"]
-        if preset == "default":
-            return values
-        if preset not in cls.presets:
-            raise ValueError(f"preset|one of {sorted({'default', *cls.presets})}")
-        return {**cls.presets[preset], **values}
+        preset = values.get("preset") if isinstance(values, Mapping) else None
+        return {**cls.presets[preset], **values} if preset in cls.presets else values
 
 
 class MethodConfig(Config):
     """Base of every method's ``Config``."""
 
-    preset: str = "default"
+    preset: str = Field("default", description="a published variant to start from")
+
+    @field_validator("preset")
+    @classmethod
+    def _preset_is_known(cls, preset: str) -> str:
+        if preset not in {"default", *cls.presets}:
+            raise ValueError(f"one of {sorted({'default', *cls.presets})}")
+        return preset
 
 
 C = TypeVar("C", bound=Config)
@@ -97,10 +98,5 @@ def _problem(error: ErrorDetails, model: type[BaseModel], where: str) -> ConfigE
         return ConfigError(where, "key", "one of its fields", path, did_you_mean(path, known))
     if error["type"] == "missing":
         return ConfigError(where, path, "given", None, f"Add '{path}: ...' to the recipe or '-s ...{path}=...'")
-    message = error["msg"].removeprefix("Value error, ")
-    name, bar, constraint = message.partition("|")
-    if bar:  # our own validators write "field|constraint"
-        given = error["input"].get(name) if isinstance(error["input"], Mapping) else error["input"]
-        return ConfigError(where, name, constraint, given, "See 'perdure show' for every field and its bounds")
-    constraint = message.removeprefix("Input should be ").removeprefix("a valid ")
+    constraint = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return ConfigError(where, path, constraint, error["input"], "See 'perdure show' for every field and its bounds")

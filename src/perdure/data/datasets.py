@@ -19,7 +19,7 @@ from perdure.data.folders import (
     refuse_corrupt,
 )
 from perdure.data.images import FileSource, LabelledImages
-from perdure.errors import DataError, DataNotFoundError, UnknownNameError, did_you_mean
+from perdure.errors import DataError, DataNotFoundError, SplitError, UnknownNameError, did_you_mean
 from perdure.registry import Registry
 
 
@@ -64,6 +64,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("PERDURE_CACHE", "~/.cache/perdure")).expanduser()
 
 
+def known_good() -> KnownGood:
+    """The contents that were decoded before, kept in the cache."""
+    return KnownGood(cache_dir() / "decoded.keys")
+
+
 def load_dataset(
     data: str | Path, *, test_fraction: float = 0.2, split_seed: int = 0, skip_corrupt: bool = False
 ) -> Dataset:
@@ -77,6 +82,7 @@ def load_dataset(
 
     Raises:
         UnknownNameError: if it is neither a known name nor a path.
+        SplitError: if ``test_fraction`` is not a fraction.
         DataNotFoundError: if the folder is missing or empty.
         DataError: naming every corrupt file, or test classes that train never has.
     """
@@ -107,9 +113,13 @@ def folder_dataset(
         class_ids: class name to id, for several folders that share their classes.
 
     Raises:
+        SplitError: if ``test_fraction`` is not a fraction.
         DataNotFoundError: if a folder is missing or empty.
         DataError: naming every corrupt file, or test classes that train never has.
     """
+    if not 0 <= test_fraction < 1:
+        hint = "Give the share to hold out, e.g. 0.2"
+        raise SplitError("data", "test_fraction", "at least 0 and below 1", test_fraction, hint)
     parts = split_parts(root)
     files = {part: class_files(folder) for part, folder in parts.items()}
     ids = dict(class_ids or {name: i for i, name in enumerate(sorted({n for f in files.values() for n in f}))})
@@ -151,6 +161,7 @@ def domain_datasets(
         skip_corrupt: as for :func:`folder_dataset`.
 
     Raises:
+        SplitError: if ``test_fraction`` is not a fraction.
         DataNotFoundError: if there is no domain, or a folder is missing or empty.
         DataError: naming every corrupt file of the first domain that has one.
     """
@@ -166,7 +177,7 @@ def domain_datasets(
 
 def _check(per_class: Mapping[str, list[Path]]) -> dict[str, list[CheckedFile]]:
     flat = [path for paths in per_class.values() for path in paths]
-    checked = iter(check_files(flat, KnownGood(cache_dir() / "decoded.keys")))
+    checked = iter(check_files(flat, known_good()))
     return {name: [next(checked) for _ in paths] for name, paths in per_class.items()}
 
 

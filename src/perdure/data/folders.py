@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from perdure.data.images import DECODE_THREADS, KEY_BYTES, content_key
+from perdure.data.images import DECODE_THREADS, KEY_BYTES, UNREADABLE, content_key
 from perdure.errors import DataError, DataNotFoundError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -37,17 +37,27 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if _is_image(p))
 
 
+def class_folders(root: Path) -> list[Path]:
+    """The sub-folders of ``root``, one per class, sorted by name.
+
+    Raises:
+        DataNotFoundError: if the folder is missing or holds no folder.
+    """
+    require_folder(root)
+    folders = folders_in(root)
+    if not folders:
+        hint = "Put each class's images into a sub-folder named after the class"
+        raise DataNotFoundError("data", "folder", "one sub-folder per class", str(root), hint)
+    return folders
+
+
 def class_files(root: Path) -> dict[str, list[Path]]:
     """Class name to image files for ``root/<class>/…``.
 
     Raises:
         DataNotFoundError: if the folder is missing, holds no class folder, or a class folder holds no image.
     """
-    require_folder(root)
-    files = {folder.name: images_in(folder) for folder in folders_in(root)}
-    if not files:
-        hint = "Put each class's images into a sub-folder named after the class"
-        raise DataNotFoundError("data", "folder", "one sub-folder per class", str(root), hint)
+    files = {folder.name: images_in(folder) for folder in class_folders(root)}
     empty = [str(root / name) for name, images in files.items() if not images]
     if empty:
         nested = any(folders_in(Path(folder)) for folder in empty)
@@ -118,7 +128,8 @@ class KnownGood:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "ab") as file:
-                file.write(b"".join(new))
+                torn = -file.tell() % KEY_BYTES  # a write that a kill cut short must not shift every later key
+                file.write(b"\0" * torn + b"".join(new))
         except OSError:
             self._path = None
 
@@ -147,8 +158,10 @@ def _decoding_problem(data: bytes) -> str | None:
         with Image.open(io.BytesIO(data)) as image:
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return str(error).splitlines()[0].replace(f"{io.BytesIO!r}", "file")[:120]
+    except UnidentifiedImageError:
+        return "not an image of a known format"
+    except UNREADABLE as error:
+        return (str(error) or type(error).__name__).splitlines()[0][:120]
     return None
 
 

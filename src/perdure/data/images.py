@@ -19,6 +19,8 @@ from perdure.errors import DataError
 
 KEY_BYTES = 16
 DECODE_THREADS = 2
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for a file that it cannot decode."""
 
 
 def content_key(data: bytes) -> bytes:
@@ -63,7 +65,7 @@ class FileSource:
         try:
             with Image.open(self._paths[row]) as image:
                 return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
+        except UNREADABLE as error:
             hint = f"It changed since the data were checked ({error}): restore or remove it"
             raise DataError("data", "image file", "readable", self.name(row), hint) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -87,7 +88,7 @@ def _read_idx(folder: Path, part: str) -> Arrays:
             pixels = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)
         with gzip.open(folder / f"{part}-labels-idx1-ubyte.gz") as file:
             labels = np.frombuffer(file.read(), np.uint8, offset=8)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         hint = f"Install the package dataset-fashion-mnist again ({error})"
         raise DataError("data", "fashion-mnist", "four readable gzip files", str(folder), hint) from error
     return pixels, labels

@@ -19,11 +19,19 @@ from torch import Tensor
 
 from perdure.errors import ShapeError, UnknownNameError, did_you_mean
 
+_UNIT_RANGE: Final[Mapping[str, Any]] = {
+    "image_size": 224,
+    "interpolation": "bicubic",
+    "crop_mode": "center",
+    "mean": (0.0, 0.0, 0.0),
+    "std": (1.0, 1.0, 1.0),
+}
+
 PREPROCESS_PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     # RevisitingCIL, LAMDA-PILOT: short side 256, centre crop 224, inputs left in [0, 1]
-    "lamda": {"image_size": 224, "crop_pct": 0.875, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+    "lamda": {**_UNIT_RANGE, "crop_pct": 0.875},
     # RanPAC on CIFAR: the whole image resized to 224, inputs left in [0, 1]
-    "ranpac_cifar": {"image_size": 224, "crop_pct": 1.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+    "ranpac_cifar": {**_UNIT_RANGE, "crop_pct": 1.0},
 }
 
 

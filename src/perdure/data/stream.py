@@ -155,7 +155,7 @@ def order_classes(
         if item not in class_names and item not in by_name:
             hint = did_you_mean(str(item), [*by_name, *map(str, ids)])
             raise SplitError("stream", "class_order", "class ids or names", item, hint)
-        order.append(item if isinstance(item, int) else by_name[item])
+        order.append(int(item) if item in class_names else by_name[str(item)])
     if sorted(order) != ids:
         missing = [class_names[i] for i in ids if i not in order]
         twice = sorted({class_names[i] for i in order if order.count(i) > 1})
@@ -258,10 +258,14 @@ def _thin(dataset: Dataset, train: int | None, test: int | None, seed: int) -> D
     def draw(images: LabelledImages, at_most: int | None, part: int) -> LabelledImages:
         if at_most is None:
             return images
-        keep = []
+        if at_most < 1:
+            name = ("train_per_class", "test_per_class")[part]
+            raise SplitError("stream", name, "at least 1", at_most, "Leave it out to keep every image")
+        keep = [np.empty(0, dtype=np.int64)]
         for c in images.classes:
             of_class = np.flatnonzero(images.labels == c)
-            rng = np.random.default_rng([seed, part, abs(c), int(c < 0)])
+            # seeded by name: a folder's class ids move when a class is added, and no draw may move with them
+            rng = np.random.default_rng([seed, part, *dataset.class_names[c].encode()])
             keep.append(np.sort(rng.permutation(of_class)[:at_most]))
         return images.subset(np.concatenate(keep))
 

@@ -1,0 +1,97 @@
+"""A learned state on disk: safetensors for tensors, JSON for the rest; no pickle, ever.
+
+``state.json`` mirrors the state's nesting, with ``{"$tensor": key}`` where a tensor belongs, and carries the checksum
+of ``state.safetensors``, so that a damaged file is noticed before anything is built on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from perdure.errors import CheckpointError
+
+FORMAT = 1
+
+
+def save_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Writes ``state.safetensors`` and ``state.json`` into ``folder``.
+
+    Args:
+        folder: an existing directory.
+        state: nested dicts and lists of tensors and plain values.
+
+    Raises:
+        CheckpointError: naming the entry that is neither a tensor nor a plain value.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _to_tree(state, "", tensors)
+    # a clone of its own for every tensor: views of one storage cannot be stored apart
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, folder / "state.safetensors")
+    about = {"format": FORMAT, "checksum": _checksum(folder / "state.safetensors"), "state": tree}
+    (folder / "state.json").write_text(json.dumps(about, allow_nan=False))
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Reads back what :func:`save_state` wrote.
+
+    Raises:
+        CheckpointError: if a file is missing, damaged, or of an unknown format.
+    """
+    hint = "Remove this folder: the run resumes from the task before it, or starts again"
+    try:
+        about = json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError("checkpoint", "state.json", "readable", str(folder), f"{hint} ({error})") from error
+    if about.get("format") != FORMAT:
+        raise CheckpointError("checkpoint", "format", str(FORMAT), about.get("format"), "Use the perdure that wrote it")
+    file = folder / "state.safetensors"
+    if not file.is_file() or _checksum(file) != about["checksum"]:
+        raise CheckpointError("checkpoint", "state.safetensors", "complete and unchanged", str(file), hint)
+    state: dict[str, Any] = _from_tree(about["state"], load_file(file))
+    return state
+
+
+def tensor_bytes(state: Any) -> int:
+    """Bytes of all tensors in a state."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, Mapping):
+        return sum(tensor_bytes(v) for v in state.values())
+    return sum(tensor_bytes(v) for v in state) if isinstance(state, list | tuple) else 0
+
+
+def _to_tree(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[path] = value
+        return {"$tensor": path}
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise CheckpointError("checkpoint", f"keys of {path}", "text", key, "Use str keys in learned dicts")
+        return {k: _to_tree(v, f"{path}.{k}" if path else k, tensors) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_tree(v, f"{path}.{i}", tensors) for i, v in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    hint = "Keep learned attributes as tensors, modules, numbers, text, lists and dicts"
+    raise CheckpointError("checkpoint", path, "a tensor or a plain value", type(value).__name__, hint)
+
+
+def _from_tree(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(tree, dict):
+        if set(tree) == {"$tensor"}:
+            return tensors[tree["$tensor"]]
+        return {k: _from_tree(v, tensors) for k, v in tree.items()}
+    return [_from_tree(v, tensors) for v in tree] if isinstance(tree, list) else tree
+
+
+def _checksum(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

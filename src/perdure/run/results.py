@@ -1,0 +1,79 @@
+"""``results.json``: the interface between a run and everything that reads it. Versioned; its schema is in ``docs/``."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+VERSION = 1
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite_or_none)]
+"""A float; null where it is not defined (forgetting of a single task, accuracy on a task without test images)."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Metrics(_Part):
+    """Fractions between 0 and 1 (forgetting and backward transfer between -1 and 1)."""
+
+    last_accuracy: Number = Field(description="after the last task, over all test images")
+    last_accuracy_over_tasks: Number = Field(description="after the last task, mean of the tasks' accuracies")
+    average_incremental_accuracy: Number = Field(description="mean over tasks of the accuracy over images so far")
+    average_incremental_accuracy_over_tasks: Number = Field(description="the same of the mean over tasks so far")
+    forgetting: Number = Field(description="Chaudhry et al. 2018")
+    backward_transfer: Number = Field(description="Lopez-Paz & Ranzato 2017")
+    top5: Number = Field(description="after the last task, true class among the five best-scored")
+    ece: Number = Field(description="after the last task, 15 bins, softmax of the scores")
+    accuracy_after_task: list[Number] = Field(description="over all test images seen so far, after each task")
+
+
+class Cost(_Part):
+    """What the run cost; whole run, summed over resumed sessions."""
+
+    passes_per_train_image: float = Field(description="images sent through the backbone in training / train images")
+    passes_per_test_image: float = Field(description="images sent through the backbone in testing / test images")
+    train_seconds: float
+    eval_seconds: float
+    train_seconds_per_task: list[float]
+    eval_seconds_per_task: list[float]
+    peak_rss_bytes: int | None = Field(description="most resident memory of the process; null where unknown")
+    learned_parameters: int = Field(description="fitted numbers used in a prediction")
+    stored_bytes: int = Field(description="tensors of the whole learned state")
+    exemplars: int = Field(description="images kept for later training")
+
+
+class Provenance(_Part):
+    """Where the numbers come from."""
+
+    recipe: dict[str, Any]
+    command: str
+    versions: dict[str, str]
+    fingerprints: dict[str, str]
+    machine: dict[str, Any]
+    depends_on_test_batch: bool
+    quarantined: list[str]
+    started: str
+    finished: str
+
+
+class Results(_Part):
+    """One finished run."""
+
+    version: int = VERSION
+    accuracy_matrix: list[list[Number]] = Field(description="row: after task; column: task tested; null above diagonal")
+    test_images_per_task: list[int]
+    metrics: Metrics
+    class_accuracy: dict[str, float] = Field(description="after the last task, by class id")
+    class_names: dict[str, str] = Field(description="by class id")
+    task_classes: list[list[int]] = Field(description="class ids of each task, in order of arrival")
+    cost: Cost
+    provenance: Provenance

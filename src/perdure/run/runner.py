@@ -1,0 +1,261 @@
+"""Runs a recipe task by task into one directory, and goes on where an interrupted run stopped.
+
+    runs/<name>/
+      recipe.yaml     the resolved recipe, with versions and fingerprints
+      tasks/003/      state.safetensors + state.json, predictions.npz, cost.json: complete or absent
+      log.jsonl       one line per event
+      results.json    once all tasks are done
+
+Each task's directory is written under a temporary name and renamed, so a killed run leaves only whole tasks.
+"""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from filelock import FileLock, Timeout
+
+from perdure.backbone import Backbone
+from perdure.data import Stream
+from perdure.errors import CheckpointError, RunDirectoryError, StorageError
+from perdure.eval import Predictions, evaluate
+from perdure.memory import FeatureStore
+from perdure.methods import Method
+from perdure.run.checkpoint import load_state, save_state, tensor_bytes
+from perdure.run.recipe import Recipe
+from perdure.run.results import Results
+from perdure.run.summary import machine, now, summarise, versions
+from perdure.train.runtime import peak_rss_bytes
+from perdure.types import Progress, no_progress
+
+Event = dict[str, Any]
+
+
+@dc.dataclass(frozen=True, slots=True)
+class TaskCost:
+    """What one task cost; ``cost.json`` in its directory."""
+
+    train_seconds: float
+    eval_seconds: float
+    train_passes: int
+    test_passes: int
+    peak_rss_bytes: int | None
+    learned_parameters: int
+    stored_bytes: int
+
+
+class Runner:
+    """One run of one recipe.
+
+    Args:
+        recipe: what to run.
+        out: the run directory; ``runs/<recipe.label>`` by default.
+        store: the feature store; the machine's default if not given.
+        keep_states: ``last`` keeps the newest task's state (what resuming needs), ``all`` keeps every task's.
+        command: how the run is repeated, for the provenance.
+        progress: called while images are embedded.
+        on_event: called with every event that goes to ``log.jsonl``.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path | None = None,
+        *,
+        store: FeatureStore | None = None,
+        keep_states: Literal["last", "all"] = "last",
+        command: str = "",
+        progress: Progress = no_progress,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.recipe, self.out = recipe, out or Path("runs") / recipe.label
+        self.store = store or FeatureStore(progress=progress)
+        self.keep_states, self.command, self._on_event = keep_states, command, on_event
+
+    def run(self) -> Results:
+        """Runs all tasks that are not done yet and writes ``results.json``.
+
+        Raises:
+            RunDirectoryError: if the directory belongs to another recipe, or another process is running it.
+            StorageError: if the disk is full; all finished tasks are kept.
+        """
+        stream, backbone = self.recipe.load_stream(), self.recipe.load_backbone()
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.out / ".lock", timeout=0):
+                return self._run(stream, backbone)
+        except Timeout:
+            hint = "Wait for it, or give another --out"
+            raise RunDirectoryError("run", "directory", "free", f"{self.out}, in use by a process", hint) from None
+        except OSError as error:
+            hint = f"Free some space and run the same command again; finished tasks are kept ({error})"
+            raise StorageError("run", "run directory", "writable", str(self.out), hint) from error
+
+    def _run(self, stream: Stream, backbone: Backbone) -> Results:
+        fingerprints = {"stream": stream.fingerprint, "backbone": backbone.fingerprint}
+        self._claim(fingerprints)
+        method, done = self._resume(self.recipe.make_method(backbone, self.store), len(stream))
+        self._log("run_started", recipe=self.recipe.label, tasks=len(stream), tasks_done=done)
+        for reason in stream.quarantined:
+            self._log("file_left_out", reason=reason)
+        for task in stream[done:]:
+            name = f"task {task.index + 1}/{len(stream)}"
+            self._log("task_started", task=task.index, classes=len(task.classes), images=len(task.train), name=name)
+            before, start = backbone.passes.images, time.perf_counter()
+            method.fit_task(task)
+            trained, middle = backbone.passes.images, time.perf_counter()
+            predictions = evaluate(method, stream, upto=task.index)
+            state = method.state_dict()
+            cost = TaskCost(
+                train_seconds=middle - start,
+                eval_seconds=time.perf_counter() - middle,
+                train_passes=trained - before,
+                test_passes=backbone.passes.images - trained,
+                peak_rss_bytes=peak_rss_bytes(),
+                learned_parameters=method.learned_parameters(),
+                stored_bytes=tensor_bytes(state),
+            )
+            self._commit(task.index, state, predictions, cost)
+            accuracy = float(predictions.correct.mean()) if len(predictions.labels) else None
+            self._log("task_finished", task=task.index, accuracy=accuracy, **dc.asdict(cost))
+        return self._finish(stream, method, fingerprints)
+
+    def _claim(self, fingerprints: dict[str, str]) -> None:
+        """Writes ``recipe.yaml``, or checks that the one there asks for the same."""
+        file = self.out / "recipe.yaml"
+        mine = {**self.recipe.values(), "fingerprints": fingerprints}
+        if not file.exists():
+            others = [p.name for p in self.out.iterdir() if p.name != ".lock"]
+            if others:
+                hint = "Give an empty or new --out"
+                raise RunDirectoryError("run", "directory", "empty or a run's", f"{self.out} holding {others[0]}", hint)
+            text = f"# {self.command}\n" if self.command else ""
+            _write(file, text + yaml.safe_dump({**mine, "versions": versions()}, sort_keys=False, allow_unicode=True))
+            return
+        theirs = yaml.safe_load(file.read_text())
+        different = _differences(mine, {k: v for k, v in theirs.items() if k != "versions"})
+        if different:
+            hint = f"Give another --out; {self.out} differs in this recipe"
+            raise RunDirectoryError("run", "directory", "made by the same recipe", different, hint)
+        if theirs.get("versions") != versions():
+            self._log("versions_changed", was=theirs.get("versions"), now=versions())
+
+    def _resume(self, method: Method, n_tasks: int) -> tuple[Method, int]:
+        tasks = self.out / "tasks"
+        tasks.mkdir(exist_ok=True)
+        for unfinished in tasks.glob(".*"):
+            shutil.rmtree(unfinished)
+        done = 0
+        while done < n_tasks and self._task(done).is_dir():
+            done += 1
+        if done:
+            method.load_state_dict(load_state(self._task(done - 1)))
+            if method.tasks_seen_ != done:
+                hint = "Remove the run directory and start again"
+                got = f"{method.tasks_seen_} tasks in {self._task(done - 1)}"
+                raise CheckpointError("run", "state", f"of task {done - 1}", got, hint)
+        return method, done
+
+    def _commit(self, index: int, state: dict[str, Any], predictions: Predictions, cost: TaskCost) -> None:
+        final = self._task(index)
+        temporary = final.with_name(f".{final.name}")
+        temporary.mkdir(parents=True)
+        save_state(temporary, state)
+        np.savez(temporary / "predictions.npz", **dc.asdict(predictions))
+        (temporary / "cost.json").write_text(json.dumps(dc.asdict(cost)))
+        temporary.rename(final)
+        if self.keep_states == "last" and index:
+            for name in ("state.safetensors", "state.json"):
+                (self._task(index - 1) / name).unlink(missing_ok=True)
+
+    def _finish(self, stream: Stream, method: Method, fingerprints: dict[str, str]) -> Results:
+        file = self.out / "results.json"
+        if file.exists():
+            return Results.model_validate_json(file.read_text())
+        after = [read_predictions(self._task(i)) for i in range(len(stream))]
+        costs = [json.loads((self._task(i) / "cost.json").read_text()) for i in range(len(stream))]
+        provenance = {
+            "recipe": self.recipe.values(),
+            "command": self.command,
+            "versions": versions(),
+            "fingerprints": fingerprints,
+            "machine": machine(method.backbone),
+            "depends_on_test_batch": method.tags.depends_on_test_batch,
+            "quarantined": list(stream.quarantined),
+            "started": self._started(),
+            "finished": now(),
+        }
+        results = summarise(stream, after, costs, provenance)
+        _write(file, results.model_dump_json(indent=1) + "\n")
+        self._log("run_finished", last_accuracy=results.metrics.last_accuracy)
+        return results
+
+    def _started(self) -> str:
+        first = json.loads((self.out / "log.jsonl").read_text().splitlines()[0])
+        return str(first["time"])
+
+    def _task(self, index: int) -> Path:
+        return self.out / "tasks" / f"{index:03d}"
+
+    def _log(self, event: str, **details: Any) -> None:
+        line = {"time": now(), "event": event, **details}
+        with open(self.out / "log.jsonl", "a") as log:
+            log.write(json.dumps(line) + "\n")
+        if self._on_event:
+            self._on_event(line)
+
+
+def read_predictions(task: Path) -> Predictions:
+    """The predictions in one task's directory.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    try:
+        with np.load(task / "predictions.npz", allow_pickle=False) as arrays:
+            return Predictions(**arrays)
+    except (OSError, ValueError, TypeError) as error:
+        hint = f"Remove {task} and run the same command again ({error})"
+        raise CheckpointError("run", "predictions.npz", "readable", str(task), hint) from error
+
+
+def read_results(run: Path) -> Results:
+    """The results of a finished run.
+
+    Raises:
+        RunDirectoryError: if the directory is not a finished run.
+        CheckpointError: if ``results.json`` does not follow the schema.
+    """
+    file = run / "results.json"
+    if not file.is_file():
+        hint = "Finish it with the command in its recipe.yaml" if (run / "recipe.yaml").exists() else "Check the path"
+        raise RunDirectoryError("report", "run", "a finished run directory", str(run), hint)
+    try:
+        return Results.model_validate_json(file.read_text())
+    except ValueError as error:
+        hint = "It was written by another version of perdure, or edited"
+        raise CheckpointError("report", str(file), "valid results", str(error).splitlines()[0], hint) from error
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = file.with_name(f".{file.name}")
+    temporary.write_text(text)
+    os.replace(temporary, file)
+
+
+def _differences(mine: Any, theirs: Any, path: str = "") -> list[str]:
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        keys = [*mine, *(k for k in theirs if k not in mine)]
+        found = [_differences(mine.get(k), theirs.get(k), f"{path}.{k}" if path else str(k)) for k in keys]
+        return [line for lines in found for line in lines]
+    return [] if mine == theirs else [f"{path} = {theirs!r} there, {mine!r} asked for"]

@@ -1,0 +1,107 @@
+"""From predictions and costs to ``results.json``, and the facts of the machine they come from."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from perdure.backbone import Backbone
+from perdure.data import Stream
+from perdure.eval import (
+    AccuracyMatrix,
+    Predictions,
+    accuracy_over_samples,
+    accuracy_over_tasks,
+    backward_transfer,
+    class_accuracy,
+    expected_calibration_error,
+    forgetting,
+    top_k_accuracy,
+)
+from perdure.run.results import Cost, Metrics, Provenance, Results
+
+PACKAGES = ("perdure", "torch", "torchvision", "timm", "numpy")
+
+
+def summarise(
+    stream: Stream, after: Sequence[Predictions], costs: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]
+) -> Results:
+    """All metrics and the cost table of a finished run.
+
+    Args:
+        stream: its stream.
+        after: predictions after each task.
+        costs: ``cost.json`` of each task.
+        provenance: fields of :class:`perdure.run.results.Provenance`.
+    """
+    matrix, last = AccuracyMatrix.from_predictions(after), after[-1]
+    over_samples, over_tasks = accuracy_over_samples(matrix), accuracy_over_tasks(matrix)
+    metrics = Metrics(
+        last_accuracy=float(over_samples[-1]),
+        last_accuracy_over_tasks=float(over_tasks[-1]),
+        average_incremental_accuracy=float(over_samples.mean()),
+        average_incremental_accuracy_over_tasks=float(over_tasks.mean()),
+        forgetting=forgetting(matrix),
+        backward_transfer=backward_transfer(matrix),
+        top5=top_k_accuracy(last),
+        ece=expected_calibration_error(last),
+        accuracy_after_task=over_samples.tolist(),
+    )
+    n_train = sum(len(t.train) for t in stream)
+    n_test = sum(len(stream.test(i)) for i in range(len(stream)))
+    peaks = [c["peak_rss_bytes"] for c in costs if c["peak_rss_bytes"] is not None]
+    train_seconds, eval_seconds = ([c[key] for c in costs] for key in ("train_seconds", "eval_seconds"))
+    cost = Cost(
+        passes_per_train_image=sum(c["train_passes"] for c in costs) / n_train,
+        passes_per_test_image=sum(c["test_passes"] for c in costs) / max(n_test, 1),
+        train_seconds=sum(train_seconds),
+        eval_seconds=sum(eval_seconds),
+        train_seconds_per_task=train_seconds,
+        eval_seconds_per_task=eval_seconds,
+        peak_rss_bytes=max(peaks) if peaks else None,
+        learned_parameters=costs[-1]["learned_parameters"],
+        stored_bytes=costs[-1]["stored_bytes"],
+        exemplars=0,
+    )
+    return Results(
+        accuracy_matrix=[[None if np.isnan(v) else float(v) for v in row] for row in matrix.values],
+        test_images_per_task=matrix.counts.tolist(),
+        metrics=metrics,
+        class_accuracy={str(c): a for c, a in class_accuracy(last).items()},
+        class_names={str(c): name for c, name in stream.class_names.items()},
+        task_classes=[list(t.classes) for t in stream],
+        cost=cost,
+        provenance=Provenance(**provenance),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages a number may depend on."""
+    return {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}}
+
+
+def machine(backbone: Backbone) -> dict[str, Any]:
+    """Where the run took place."""
+    device = backbone.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {"platform": platform.platform(), "device": device.type, "name": name, "cpus": os.cpu_count()}
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
