@@ -29,7 +29,7 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _start_from_preset(cls, values: Any) -> Any:
-        preset = values.get("preset") if isinstance(values, Mapping) else None
+        preset = values.get("preset", "default") if isinstance(values, Mapping) else "default"
         return {**cls.presets[preset], **values} if preset in cls.presets else values
 
 

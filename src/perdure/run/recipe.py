@@ -88,8 +88,8 @@ class Recipe(Config):
         seed = _section(_Seed, "recipe", {"seed": values["seed"]} if "seed" in values else {}, problems)
         name = str(sections["method"].pop("name", ""))
         config = _method_config(name, sections["method"], problems)
-        if stream is not None:
-            _collect(problems, lambda: _require_data(stream.data))
+        if "data" in sections["stream"]:
+            _collect(problems, lambda: _require_data(str(sections["stream"]["data"])))
         if backbone is not None and (backbone.name not in BUILT_IN or not backbone.pretrained):
             hub = backbone.pretrained and backbone.weights is None
             full = _collect(problems, lambda: full_timm_name(backbone.name, pretrained=hub))
@@ -146,7 +146,6 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: if the file is not a YAML mapping, or an override has no ``=``.
     """
     values = _read(path) if path is not None else {}
-    problems: list[PerdureError] = []
     for text in overrides:
         keys, value = parse_override(text)
         node = values
@@ -156,17 +155,14 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
                 hint = f"Known sections: {', '.join(SECTIONS)}"
                 raise ConfigError("-s", key, "a section, since keys follow it", node, hint)
         node[keys[-1]] = value
-    if problems:
-        raise RecipeError(problems)
     return Recipe.from_values(values)
 
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise UnknownNameError(
-            "perdure", "recipe", "an existing YAML file", str(path), did_you_mean(str(path), siblings)
-        )
+        hint = did_you_mean(str(path), siblings)
+        raise UnknownNameError("perdure", "recipe", "an existing YAML file", str(path), hint)
     try:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
