@@ -64,11 +64,6 @@ def cache_dir() -> Path:
     return Path(os.environ.get("PERDURE_CACHE", "~/.cache/perdure")).expanduser()
 
 
-def known_good() -> KnownGood:
-    """The contents that were decoded before, kept in the cache."""
-    return KnownGood(cache_dir() / "decoded.keys")
-
-
 def load_dataset(
     data: str | Path, *, test_fraction: float = 0.2, split_seed: int = 0, skip_corrupt: bool = False
 ) -> Dataset:
@@ -123,7 +118,7 @@ def folder_dataset(
     parts = split_parts(root)
     files = {part: class_files(folder) for part, folder in parts.items()}
     ids = dict(class_ids or {name: i for i, name in enumerate(sorted({n for f in files.values() for n in f}))})
-    checked = {part: _check(per_class) for part, per_class in files.items()}
+    checked = {part: check_classes(per_class) for part, per_class in files.items()}
     everything = [f for per_class in checked.values() for images in per_class.values() for f in images]
     if not skip_corrupt:
         refuse_corrupt(everything)
@@ -147,6 +142,20 @@ def split_parts(root: Path) -> dict[str, Path]:
         if (root / "train").is_dir() and (root / test).is_dir():
             return {"train": root / "train", "test": root / test}
     return {"train": root}
+
+
+def check_classes(per_class: Mapping[str, list[Path]]) -> dict[str, list[CheckedFile]]:
+    """Checks every file of every class; contents that decoded in an earlier run are only hashed.
+
+    Args:
+        per_class: class name to image files.
+
+    Returns:
+        Class name to checked files, in the same order.
+    """
+    flat = [path for paths in per_class.values() for path in paths]
+    checked = iter(check_files(flat, KnownGood(cache_dir() / "decoded.keys")))
+    return {name: [next(checked) for _ in paths] for name, paths in per_class.items()}
 
 
 def domain_datasets(
@@ -173,12 +182,6 @@ def domain_datasets(
     ids = {name: i for i, name in enumerate(sorted(names))}
     options = {"test_fraction": test_fraction, "split_seed": split_seed, "skip_corrupt": skip_corrupt}
     return {d.name: folder_dataset(d, class_ids=ids, **options) for d in domains}  # type: ignore[arg-type]
-
-
-def _check(per_class: Mapping[str, list[Path]]) -> dict[str, list[CheckedFile]]:
-    flat = [path for paths in per_class.values() for path in paths]
-    checked = iter(check_files(flat, known_good()))
-    return {name: [next(checked) for _ in paths] for name, paths in per_class.items()}
 
 
 def _labelled(per_class: Mapping[str, list[CheckedFile]], ids: Mapping[str, int]) -> LabelledImages:

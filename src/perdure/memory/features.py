@@ -25,7 +25,7 @@ from perdure.backbone import Backbone
 from perdure.data import LabelledImages
 from perdure.data.datasets import cache_dir
 from perdure.errors import ConfigError, NonFiniteError, StorageError
-from perdure.memory.shelf import RECORD, Features, SegmentWriter, ShelfIndex
+from perdure.memory.shelf import RECORD, Features, SegmentWriter, ShelfIndex, writing
 from perdure.types import Progress, no_progress
 
 SEGMENT_BYTES = 1 << 28
@@ -89,31 +89,29 @@ class FeatureStore:
         done, keys = 0, data.keys
         self.progress(label, 0, len(missing))
         try:
-            with SegmentWriter(self._segment(shelf, backbone)) as writer:
-                for positions, images in data.batches(backbone.preprocess, backbone.batch_size, missing):
-                    try:
-                        rows = backbone.features(images)
-                    except NonFiniteError as error:
-                        raise NonFiniteError(data.name(int(positions[int(error.image)]))) from None
-                    writer.append(keys[positions], rows.cpu().numpy())
-                    done += len(positions)
-                    self.progress(label, done, len(missing))
-        except BaseException as error:
+            writer = SegmentWriter(self._segment(shelf, backbone))
+            for positions, images in data.batches(backbone.preprocess, backbone.batch_size, missing):
+                try:
+                    rows = backbone.features(images)
+                except NonFiniteError as error:
+                    raise NonFiniteError(data.name(int(positions[int(error.image)]))) from None
+                writer.append(keys[positions], rows.cpu().numpy())
+                done += len(positions)
+                self.progress(label, done, len(missing))
+        except BaseException:
             self._mine.pop(shelf, None)  # its last row may be cut short: never append to it again
-            if not isinstance(error, OSError):
-                raise
-            hint = f"Free some space or set PERDURE_CACHE to another disk; {done} images were kept ({error})"
-            raise StorageError("FeatureStore", "disk", "writable", str(shelf), hint) from error
+            raise
 
     def _segment(self, shelf: Path, backbone: Backbone) -> Path:
         """This process's own segment of the shelf, without suffix; a new one when it is full."""
         mine = self._mine.get(shelf)
         rows = mine.with_suffix(".rows") if mine else None
         if mine is None or rows is None or not rows.exists() or rows.stat().st_size >= SEGMENT_BYTES:
-            shelf.mkdir(parents=True, exist_ok=True)
-            about = {"backbone": backbone.name, "dim": backbone.dim, "precision": backbone.precision}
-            (shelf / "about.json").write_text(json.dumps(about))
             mine = self._mine[shelf] = shelf / uuid.uuid4().hex
+            about = {"backbone": backbone.name, "dim": backbone.dim, "precision": backbone.precision}
+            with writing(shelf):
+                shelf.mkdir(parents=True, exist_ok=True)
+                (shelf / "about.json").write_text(json.dumps(about))
         return mine
 
     def _check_space(self, shelf: Path, backbone: Backbone, n: int, n_missing: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses as dc
 import mmap
 import os
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.data.images import KEY_BYTES
+from perdure.errors import StorageError
 
 RECORD = np.dtype([("key", f"S{KEY_BYTES}"), ("crc", "<u4")])
 CHUNK_ROWS = 1024
@@ -124,27 +126,41 @@ class ShelfIndex:
 
 
 class SegmentWriter:
-    """Appends rows, then their records, to one segment."""
+    """Appends rows, then their records, to one segment.
+
+    Args:
+        segment: its path without suffix.
+    """
 
     def __init__(self, segment: Path) -> None:
-        self._rows = open(segment.with_suffix(".rows"), "ab")  # noqa: SIM115 - closed in __exit__
-        self._index = open(segment.with_suffix(".index"), "ab")  # noqa: SIM115
-
-    def __enter__(self) -> SegmentWriter:
-        return self
+        self._rows, self._index = segment.with_suffix(".rows"), segment.with_suffix(".index")
 
     def append(self, keys: np.ndarray, rows: Float[np.ndarray, "b d"]) -> None:
-        """Adds one batch; a record reaches the disk after its row."""
+        """Adds one batch; a record reaches the disk after its row.
+
+        Raises:
+            StorageError: if the disk does not take it; what was stored before stays.
+        """
         records = np.empty(len(keys), RECORD)
         records["key"], records["crc"] = keys, [zlib.crc32(r) for r in rows]
-        self._rows.write(rows.astype("<f4").tobytes())
-        self._rows.flush()
-        self._index.write(records.tobytes())
-        self._index.flush()
+        with writing(self._rows.parent):
+            for path, data in ((self._rows, rows.astype("<f4").tobytes()), (self._index, records.tobytes())):
+                with open(path, "ab") as file:
+                    file.write(data)
 
-    def __exit__(self, *_: object) -> None:
-        self._rows.close()
-        self._index.close()
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns the system's complaint about a full or read-only disk into ours.
+
+    Raises:
+        StorageError: naming the folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        hint = f"Free some space or set PERDURE_CACHE to another disk; what is stored is kept ({error})"
+        raise StorageError("FeatureStore", "disk", "writable", str(folder), hint) from error
 
 
 def _map(path: Path) -> mmap.mmap:

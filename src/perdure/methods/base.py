@@ -41,7 +41,8 @@ class Tags:
         trains_backbone: it trains weights of its own copy of the backbone, so its features cannot be cached.
         keeps_data: it stores something per training image (counted in its stored bytes).
         depends_on_test_batch: an image's scores depend on the images tested with it; reported beside every number.
-        small: configuration for the common checks, small enough for a tiny random backbone.
+        small: configuration for the common checks, quick on a tiny random backbone.
+        learns: changes to ``small`` where a check asks the method to learn an easy task well.
         expected_failures: check name to the reason why this method cannot pass it.
     """
 
@@ -50,6 +51,7 @@ class Tags:
     keeps_data: bool = False
     depends_on_test_batch: bool = False
     small: Mapping[str, Any] = dc.field(default_factory=dict)
+    learns: Mapping[str, Any] = dc.field(default_factory=dict)
     expected_failures: Mapping[str, str] = dc.field(default_factory=dict)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field
@@ -71,7 +71,7 @@ class Recipe(Config):
     seed: int = Field(0, ge=0)
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> Self:
+    def from_values(cls, values: Mapping[str, Any]) -> Recipe:
         """Checks plain values, as read from YAML, all sections at once.
 
         Raises:

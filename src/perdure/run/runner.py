@@ -11,18 +11,20 @@ Each task's directory is written under a temporary name and renamed, so a killed
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses as dc
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import yaml
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from perdure.backbone import Backbone
 from perdure.data import Stream
@@ -89,16 +91,15 @@ class Runner:
             StorageError: if the disk is full; all finished tasks are kept.
         """
         stream, backbone = self.recipe.load_stream(), self.recipe.load_backbone()
-        try:
+        with self._writing():
             self.out.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.out / ".lock", timeout=0):
+            lock = FileLock(self.out / ".lock", timeout=0)
+        try:
+            with lock:
                 return self._run(stream, backbone)
         except Timeout:
             hint = "Wait for it, or give another --out"
             raise RunDirectoryError("run", "directory", "free", f"{self.out}, in use by a process", hint) from None
-        except OSError as error:
-            hint = f"Free some space and run the same command again; finished tasks are kept ({error})"
-            raise StorageError("run", "run directory", "writable", str(self.out), hint) from error
 
     def _run(self, stream: Stream, backbone: Backbone) -> Results:
         fingerprints = {"stream": stream.fingerprint, "backbone": backbone.fingerprint}
@@ -139,7 +140,10 @@ class Runner:
                 hint = "Give an empty or new --out"
                 raise RunDirectoryError("run", "directory", "empty or a run's", f"{self.out} holding {others[0]}", hint)
             text = f"# {self.command}\n" if self.command else ""
-            _write(file, text + yaml.safe_dump({**mine, "versions": versions()}, sort_keys=False, allow_unicode=True))
+            with self._writing():
+                _write(
+                    file, text + yaml.safe_dump({**mine, "versions": versions()}, sort_keys=False, allow_unicode=True)
+                )
             return
         theirs = yaml.safe_load(file.read_text())
         different = _differences(mine, {k: v for k, v in theirs.items() if k != "versions"})
@@ -168,14 +172,23 @@ class Runner:
     def _commit(self, index: int, state: dict[str, Any], predictions: Predictions, cost: TaskCost) -> None:
         final = self._task(index)
         temporary = final.with_name(f".{final.name}")
-        temporary.mkdir(parents=True)
-        save_state(temporary, state)
-        np.savez(temporary / "predictions.npz", **dc.asdict(predictions))
-        (temporary / "cost.json").write_text(json.dumps(dc.asdict(cost)))
-        temporary.rename(final)
+        with self._writing():
+            temporary.mkdir(parents=True)
+            save_state(temporary, state)
+            np.savez(temporary / "predictions.npz", **dc.asdict(predictions))
+            (temporary / "cost.json").write_text(json.dumps(dc.asdict(cost)))
+            temporary.rename(final)
         if self.keep_states == "last" and index:
             for name in ("state.safetensors", "state.json"):
                 (self._task(index - 1) / name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            hint = f"Free some space or give another --out; finished tasks are kept, the same command goes on ({error})"
+            raise StorageError("run", "run directory", "writable", str(self.out), hint) from error
 
     def _finish(self, stream: Stream, method: Method, fingerprints: dict[str, str]) -> Results:
         file = self.out / "results.json"
@@ -195,7 +208,8 @@ class Runner:
             "finished": now(),
         }
         results = summarise(stream, after, costs, provenance)
-        _write(file, results.model_dump_json(indent=1) + "\n")
+        with self._writing():
+            _write(file, results.model_dump_json(indent=1) + "\n")
         self._log("run_finished", last_accuracy=results.metrics.last_accuracy)
         return results
 
@@ -208,7 +222,7 @@ class Runner:
 
     def _log(self, event: str, **details: Any) -> None:
         line = {"time": now(), "event": event, **details}
-        with open(self.out / "log.jsonl", "a") as log:
+        with self._writing(), open(self.out / "log.jsonl", "a") as log:
             log.write(json.dumps(line) + "\n")
         if self._on_event:
             self._on_event(line)

@@ -1,0 +1,261 @@
+"""The common checks: promises every method makes, whatever it learns. Each is a function of a :class:`Subject`."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+
+import numpy as np
+import torch
+
+from perdure.backbone import Backbone
+from perdure.checks.subject import (
+    CLASS_IDS,
+    Subject,
+    equal,
+    frozen_state,
+    global_rngs,
+    pixels,
+    scrambled_global_rngs,
+    small_stream,
+)
+from perdure.config import load
+from perdure.data import LabelledImages, Task
+from perdure.data.synthetic import synthetic_dataset
+from perdure.errors import NotFittedError, PerdureError, RecipeError, StreamError
+
+SECTIONS = ("Source:", "Deviations:", "Use when:", "Relations:", "Cost:")
+
+
+def check_docstring_names_its_source(s: Subject) -> None:
+    """The module says where the method comes from, how it deviates, when to use it and what it costs."""
+    module = __import__(s.kind.__module__, fromlist=["__doc__"])
+    missing = [section for section in SECTIONS if section not in (module.__doc__ or "")]
+    if missing:
+        hint = "Write these sections into the module's docstring"
+        raise s.fail("docstring", f"documented with {', '.join(SECTIONS)}", f"none of {missing}", hint)
+
+
+def check_config_rejects_bad_numbers(s: Subject) -> None:
+    """Every numeric setting refuses NaN, infinity and negative values, naming itself."""
+    for name, field in s.kind.Config.model_fields.items():
+        if field.annotation not in (int, float):
+            continue
+        for bad in (float("nan"), float("inf"), -1):
+            try:
+                load(s.kind.Config, {name: bad})
+            except RecipeError as error:
+                if name in str(error):
+                    continue
+            raise s.fail("Config", f"strict about {name}", bad, "Give the field a bound, e.g. Field(..., gt=0)")
+
+
+def check_constructor_learns_nothing(s: Subject) -> None:
+    """A new method has seen no task and no class."""
+    m = s.method()
+    if m.tasks_seen_ or m.classes_:
+        got = f"{m.tasks_seen_} tasks, classes {m.classes_}"
+        raise s.fail("__init__", "untrained after construction", got, "Learn in fit_task only")
+
+
+def check_predicting_before_fitting_raises(s: Subject) -> None:
+    """``scores`` and ``predict`` refuse to answer before the first task."""
+    m = s.method()
+    size = m.backbone.preprocess.image_size
+    for ask in (m.scores, m.predict):
+        try:
+            ask(torch.zeros(1, 3, size, size))
+        except NotFittedError:
+            continue
+        raise s.fail(ask.__name__, "unwilling before fit_task", "an answer", "Keep Method.scores as it is")
+
+
+def check_tasks_out_of_order_raise(s: Subject) -> None:
+    """Only the next unseen task is accepted."""
+    try:
+        s.method().fit_task(small_stream()[1])
+    except StreamError:
+        return
+    raise s.fail("fit_task", "unwilling to skip a task", "task 1 accepted first", "Keep Method.fit_task as it is")
+
+
+def check_fit_returns_self_and_leaves_the_task_alone(s: Subject) -> None:
+    """``fit_task`` returns the method and does not write into the task's images or labels."""
+    m, task = s.method(), small_stream()[0]
+    labels, images = task.train.labels.copy(), pixels(m, task.train)
+    if m.fit_task(task) is not m:
+        raise s.fail("fit_task", "returned by fit_task", "something else", "Return self")
+    if not (np.array_equal(labels, task.train.labels) and torch.equal(images, pixels(m, task.train))):
+        raise s.fail("fit_task", "careful with its task", "changed images or labels", "Work on copies")
+
+
+def check_scores_cover_the_seen_classes(s: Subject) -> None:
+    """Scores are finite float32, one column per class seen; predictions are ids of seen classes, never columns."""
+    stream = small_stream()
+    m = s.method()
+    for k, task in enumerate(stream):
+        m.fit_task(task)
+        seen = list(CLASS_IDS[: 2 * (k + 1)])
+        if m.classes_ != seen:
+            raise s.fail("classes_", f"{seen}, in order of arrival", m.classes_, "Do not touch classes_")
+        scores = m.scores(pixels(m, stream.test(2)))
+        shape = (len(stream.test(2)), len(seen))
+        if scores.shape != shape or scores.dtype != torch.float32 or not torch.isfinite(scores).all():
+            got = f"{scores.dtype} {tuple(scores.shape)}"
+            raise s.fail("scores", f"finite float32 of shape {shape}", got, "One column per seen class")
+        foreign = set(m.predict(stream.test(2)).tolist()) - set(seen)
+        if foreign:
+            raise s.fail("predict", f"within the seen ids {seen}", foreign, "Map columns through classes_")
+
+
+def check_odd_tasks_work(s: Subject) -> None:
+    """Tasks of one class, of one image, and of very unequal classes are learned without complaint."""
+    for sizes, counts in (((1, 1, 1), 4), ((2, 1), 1), ((1, 1), (1, 5)), ((3, 1), (1, 9, 2, 1))):
+        stream = small_stream(sizes, train_per_class=counts)
+        m = s.fitted(stream)
+        scores = m.scores(pixels(m, stream.test(0)))
+        if not torch.isfinite(scores).all():
+            got = f"NaN or infinity for {counts} images per class in tasks of {sizes} classes"
+            raise s.fail("scores", "finite", got, "Guard divisions and decompositions for few images")
+
+
+def check_classes_may_come_again(s: Subject) -> None:
+    """A task with classes seen before (a new domain) is learned, and adds no column for them."""
+    ids = CLASS_IDS[:3]
+    day = synthetic_dataset(ids, train_per_class=5)
+    night = synthetic_dataset(ids[1:], train_per_class=5, seed=1, shift=-40.0)
+    m = s.method().fit_task(Task(0, day.train, ids, "day")).fit_task(Task(1, night.train, ids[1:], "night"))
+    width = m.scores(pixels(m, night.test)).shape[1]
+    if m.classes_ != list(ids) or width != len(ids):
+        got = f"classes {m.classes_}, {width} columns"
+        raise s.fail("fit_task", f"left with the classes {ids}", got, "Grow the head to len(self.classes_) only")
+
+
+def check_same_seed_same_bits(s: Subject) -> None:
+    """Two runs with one seed give the same scores bit for bit, whatever the global generators hold."""
+    stream = small_stream((2, 2))
+    outcomes = []
+    for scramble in (1, 2):
+        with scrambled_global_rngs(scramble):
+            m = s.fitted(stream)
+            outcomes.append(m.scores(pixels(m, stream.test(0))))
+    if not torch.equal(*outcomes):
+        gap = float((outcomes[0] - outcomes[1]).abs().max())
+        hint = "Draw from the generator given to _learn, or from self._generator(...)"
+        raise s.fail("fit_task", "decided by its seed alone", f"scores {gap:g} apart", hint)
+
+
+def check_global_generators_untouched(s: Subject) -> None:
+    """Building, fitting and predicting draw nothing from the global generators of torch, NumPy and Python."""
+    stream = small_stream((2,))
+    with scrambled_global_rngs(3):
+        before = global_rngs()
+        s.fitted(stream).predict(stream.test(0))
+        after = global_rngs()
+    used = [name for name in before if before[name] != after[name]]
+    if used:
+        raise s.fail("method", "a stranger to global generators", used, "Pass generator=... everywhere")
+
+
+def check_predicting_changes_nothing(s: Subject) -> None:
+    """Scoring, twice, alters neither the state nor the answer."""
+    stream = small_stream((2, 2))
+    m = s.fitted(stream)
+    images, before = pixels(m, stream.test(0)), frozen_state(m)
+    first = m.scores(images)
+    m.predict(stream.test(1))
+    if not equal(before, m.state_dict()) or not torch.equal(first, m.scores(images)):
+        raise s.fail("scores", "free of side effects", "a changed state or answer", "Write to self in _learn only")
+
+
+def check_backbone_untouched(s: Subject) -> None:
+    """The backbone given is bit-identical and still frozen after learning and predicting."""
+    stream = small_stream((2, 2))
+    m = s.method()
+    backbone = m.backbone
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    s.fitted(stream, method=m).predict(stream.test(0))
+    thawed = any(p.requires_grad for p in backbone.parameters()) or backbone.is_thawed
+    if m.backbone is not backbone or thawed or not equal(before, dict(backbone.state_dict())):
+        raise s.fail("fit_task", "harmless to its backbone", "changed weights", "Train backbone.thawed_copy() instead")
+
+
+def check_failed_task_changes_nothing(s: Subject) -> None:
+    """If a task fails half way, everything learned before is intact and the task can be tried again."""
+    stream = small_stream((2, 2))
+    m = s.fitted(stream, 1)
+    before, good = frozen_state(m), stream[1]
+    broken = LabelledImages(_Failing(good.train, len(good.train) - 1), good.train.labels)
+    with suppress(OSError):
+        m.fit_task(Task(1, broken, good.classes))
+        raise s.fail("fit_task", "stopped by an unreadable image", "no error", "Do not swallow exceptions")
+    if not equal(before, m.state_dict()):
+        hint = "Replace learned tensors (self.x_ = self.x_ + ...) rather than change them in place"
+        raise s.fail("fit_task", "as before after a failed task", "a changed state", hint)
+    m.fit_task(good)
+
+
+def check_frozen_features_cost_one_pass(s: Subject) -> None:
+    """A method that leaves the backbone alone sends each image through it once, however often it is asked."""
+    if s.kind.tags.trains_backbone:
+        return
+    stream = small_stream()
+    m = s.method()
+    for task in stream:
+        m.fit_task(task)
+        for seen in range(task.index + 1):
+            m.predict(stream.test(seen))
+    n = sum(len(task.train) + len(stream.test(task.index)) for task in stream)
+    if m.backbone.passes.images > n:
+        got = f"{m.backbone.passes.images} passes for {n} images"
+        raise s.fail("method", "content with one pass per image", got, "Read features from self.store")
+
+
+def check_learns_an_easy_task(s: Subject) -> None:
+    """Nine of ten training images of an easy first task are recognised."""
+    stream = small_stream((3,), train_per_class=8)
+    m = s.method(learns=True).fit_task(stream[0])
+    accuracy = float((m.predict(stream[0].train).numpy() == stream[0].train.labels).mean())
+    if accuracy < 0.9:
+        raise s.fail("fit_task", "right on 90 % of an easy task", accuracy, "Look at tags.learns, then at the method")
+
+
+def check_remembers_first_task(s: Subject) -> None:
+    """After three tasks, the first task's tests are still recognised clearly more often than by chance."""
+    stream = small_stream(train_per_class=8)
+    m = s.fitted(stream, method=s.method(learns=True))
+    accuracy = float((m.predict(stream.test(0)).numpy() == stream.test(0).labels).mean())
+    if accuracy < 2 / len(CLASS_IDS):
+        hint = "It forgets: say so in tags.expected_failures if that is its nature"
+        raise s.fail("fit_task", f"above {2 / len(CLASS_IDS):.2f} on the first task at the end", accuracy, hint)
+
+
+def check_works_on_another_backbone(s: Subject) -> None:
+    """Nothing is tied to one architecture or feature size: a small EfficientNet works too, or is refused clearly."""
+    other = Subject(s.kind, s.folder, lambda: Backbone.load("test_efficientnet", pretrained=False, device="cpu"))
+    stream = small_stream((2, 2), train_per_class=3)
+    try:
+        m = other.fitted(stream)
+    except PerdureError as error:
+        if re.search("backbone", str(error), re.IGNORECASE):
+            return
+        raise
+    scores = m.scores(pixels(m, stream.test(0)))
+    if scores.shape[1] != 4:
+        raise s.fail("scores", "4 columns wide", tuple(scores.shape), "Take sizes from backbone.dim")
+
+
+class _Failing:
+    """An image source whose row ``bad`` cannot be read, with content of its own so that no cache knows it."""
+
+    def __init__(self, data: LabelledImages, bad: int) -> None:
+        self._data, self._bad = data, bad
+        self.keys = np.array([b"!" + key[1:] for key in data.keys], dtype=data.keys.dtype)
+
+    def read(self, row: int):  # type: ignore[no-untyped-def]  # -> PIL image
+        if row == self._bad:
+            raise OSError("this image cannot be read (planted by check_failed_task_changes_nothing)")
+        return self._data.source.read(int(self._data.rows[row]))
+
+    def name(self, row: int) -> str:
+        return f"planted[{row}]"

@@ -1,0 +1,95 @@
+"""Common checks of invariance: what must not matter, must not matter at all."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from perdure.checks.subject import Subject, equal, frozen_state, pixels, small_stream
+from perdure.run.checkpoint import load_state, save_state
+
+TOLERANCE = 1e-5
+
+
+def check_batch_does_not_matter(s: Subject) -> None:
+    """An image's scores are the same alone, in any batch and in any order (to 1e-5; labels exactly)."""
+    stream = small_stream()
+    m = s.fitted(stream)
+    if m.tags.depends_on_test_batch:
+        return
+    images = torch.cat([pixels(m, stream.test(i)) for i in range(len(stream))])
+    whole = m.scores(images)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    ways = {
+        "alone": torch.cat([m.scores(image[None]) for image in images]),
+        "in batches of 7": torch.cat([m.scores(batch) for batch in images.split(7)]),
+        "in another order": m.scores(images[order])[order.argsort()],
+        "beside copies of one image": torch.cat([m.scores(_beside(i, images[:1]))[:1] for i in images]),
+    }
+    for way, scores in ways.items():
+        gap = float((scores - whole).abs().max())
+        if gap > TOLERANCE or not torch.equal(scores.argmax(1), whole.argmax(1)):
+            hint = "Use no statistic of the test batch, or set tags.depends_on_test_batch"
+            raise s.fail("scores", f"the same {way}", f"scores up to {gap:g} apart", hint)
+
+
+def check_whole_data_equals_batches(s: Subject) -> None:
+    """``scores_of`` a data set, caches and all, equals ``scores`` of its images."""
+    stream = small_stream((2, 2))
+    m = s.fitted(stream)
+    whole, batch = torch.cat(list(m.scores_of(stream.test(0)))), m.scores(pixels(m, stream.test(0)))
+    gap = float((whole - batch).abs().max())
+    if gap > TOLERANCE or not torch.equal(whole.argmax(1), batch.argmax(1)):
+        raise s.fail("scores_of", "equal to scores", f"up to {gap:g} apart", "Cache only what is exact")
+
+
+def check_state_round_trip(s: Subject) -> None:
+    """The state survives safetensors and JSON, and makes a fresh object answer bit for bit the same."""
+    stream = small_stream((2, 2))
+    m = s.fitted(stream)
+    fresh = s.method().load_state_dict(_through_disk(m.state_dict()))
+    images = pixels(m, stream.test(1))
+    if not equal(frozen_state(m), fresh.state_dict()) or not torch.equal(m.scores(images), fresh.scores(images)):
+        hint = "Every learned attribute must end in _ and be a tensor, a module or plain values"
+        raise s.fail("state_dict", "the whole of what was learned", "other scores after loading", hint)
+
+
+def check_resumed_equals_straight(s: Subject) -> None:
+    """Saved after one task, loaded into a fresh object and continued, it ends with the same bits as without a break."""
+    stream = small_stream()
+    straight = s.fitted(stream)
+    first = s.fitted(stream, 1)
+    resumed = s.fitted(stream, method=s.method().load_state_dict(_through_disk(first.state_dict())))
+    images = pixels(straight, stream.test(2))
+    if not equal(straight.state_dict(), resumed.state_dict()) or not torch.equal(
+        straight.scores(images), resumed.scores(images)
+    ):
+        hint = "Something outside the state is used: rename it to end in _, or derive it from the state"
+        raise s.fail("fit_task", "the same after a resume", "other bits", hint)
+
+
+def check_split_does_not_matter(s: Subject) -> None:
+    """A method tagged ``split_invariant`` predicts the same after 1, 2, 3 or 6 tasks of the same images."""
+    if not s.kind.tags.split_invariant:
+        return
+    predictions = []
+    for sizes in ((6,), (3, 3), (1, 2, 3), (1, 1, 1, 1, 1, 1)):
+        stream = small_stream(sizes)
+        m = s.fitted(stream)
+        predictions.append(torch.cat([m.predict(stream.test(i)) for i in range(len(stream))]))
+    if not all(torch.equal(predictions[0], p) for p in predictions[1:]):
+        raise s.fail("fit_task", "indifferent to the split", "other predictions", "Drop the tag, or add up statistics")
+
+
+def _beside(image: Tensor, other: Tensor) -> Tensor:
+    """(4, 3, h, w): an image and three copies of another."""
+    return torch.cat([image[None], other.expand(3, -1, -1, -1)])
+
+
+def _through_disk(state: dict) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        save_state(Path(folder), state)
+        return load_state(Path(folder))

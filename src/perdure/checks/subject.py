@@ -1,0 +1,123 @@
+"""What the common checks work on: a method class, a tiny backbone, and small made-up streams."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses as dc
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perdure.backbone import Backbone
+from perdure.data import LabelledImages, Stream
+from perdure.data.stream import class_incremental
+from perdure.data.synthetic import synthetic_dataset
+from perdure.errors import PerdureError
+from perdure.memory import FeatureStore
+from perdure.methods import Method
+
+CLASS_IDS = (100, -7, 42, 5, 2**40, 13)  # any integers in any order: an id is never a column
+
+
+class CheckFailedError(PerdureError):
+    """A method breaks a promise that every method makes."""
+
+
+def tiny_backbone() -> Backbone:
+    """timm's ``test_vit`` with random weights: 160 px, 64 features, milliseconds per image."""
+    return Backbone.load("test_vit", pretrained=False, device="cpu")
+
+
+@dc.dataclass(frozen=True)
+class Subject:
+    """A method class under test.
+
+    Args:
+        kind: the method class.
+        folder: for the feature stores of this check.
+        make_backbone: makes a fresh backbone.
+    """
+
+    kind: type[Method[Any]]
+    folder: Path
+    make_backbone: Callable[[], Backbone] = tiny_backbone
+
+    def method(self, *, seed: int = 0, learns: bool = False) -> Method[Any]:
+        """A fresh, untrained method with the class's small configuration (``learns``: that of a learning check)."""
+        tags = self.kind.tags
+        config = self.kind.Config(**{**tags.small, **(tags.learns if learns else {})})
+        return self.kind(self.make_backbone(), config, seed=seed, store=FeatureStore(self.folder))
+
+    def fitted(self, stream: Stream, upto: int | None = None, method: Method[Any] | None = None) -> Method[Any]:
+        """A method fitted on the stream's tasks up to and without ``upto`` (all by default), from where it is."""
+        m = method if method is not None else self.method()
+        for task in stream[m.tasks_seen_ : upto]:
+            m.fit_task(task)
+        return m
+
+    def fail(self, check: str, must_be: str, got: object, hint: str) -> CheckFailedError:
+        """The error that says which promise is broken."""
+        return CheckFailedError(f"{self.kind.__name__}.{check}", "method", must_be, got, hint)
+
+
+def small_stream(
+    sizes: Sequence[int] = (2, 2, 2),
+    *,
+    train_per_class: int | Sequence[int] = 6,
+    ids: Sequence[int] = CLASS_IDS,
+) -> Stream:
+    """A synthetic stream in which classes arrive in the order of ``ids``."""
+    dataset = synthetic_dataset(ids[: sum(sizes)], train_per_class=train_per_class, test_per_class=3)
+    return class_incremental(dataset, sizes, ids[: sum(sizes)])
+
+
+def pixels(method: Method[Any], data: LabelledImages) -> Tensor:
+    """All images of ``data`` in the method's eval view, (n, 3, h, w) uint8."""
+    return torch.cat([images for _, images in data.batches(method.backbone.preprocess, 64)])
+
+
+def frozen_state(method: Method[Any]) -> dict[str, Any]:
+    """A copy of the method's state that later learning cannot reach."""
+    return copy.deepcopy(method.state_dict())
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two states are the same, tensors bit for bit."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)
+
+
+def global_rngs() -> dict[str, object]:
+    """The states of the global generators of torch, NumPy and Python, comparable with ``==``."""
+    numpy_state = np.random.get_state(legacy=False)
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": repr(numpy_state["state"]["pos"]) + numpy_state["state"]["key"].tobytes().hex(),
+        "random": random.getstate(),
+    }
+
+
+@contextmanager
+def scrambled_global_rngs(seed: int) -> Iterator[None]:
+    """Sets every global random generator to something arbitrary, and restores them afterwards."""
+    before = (torch.get_rng_state(), np.random.get_state(), random.getstate())
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])

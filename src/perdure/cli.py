@@ -1,0 +1,287 @@
+"""The command line: ``perdure ls | show | run | report | check | data check``."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from perdure import __version__
+from perdure.backbone import BUILT_IN, Backbone
+from perdure.checks import CheckResult, check_method
+from perdure.config import Config
+from perdure.data.datasets import datasets
+from perdure.data.doctor import check_folder
+from perdure.errors import PerdureError, UnknownNameError, did_you_mean
+from perdure.memory import FeatureStore
+from perdure.methods import methods
+from perdure.run import Results, Runner, load_recipe
+from perdure.run.recipe import BackboneConfig, StreamConfig
+from perdure.run.report import accuracy_table, write_report
+from perdure.train.runtime import tune_allocator
+
+app = typer.Typer(
+    help="Teach a pretrained model new classes, one task after another, without forgetting the old ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Look at image folders.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+out, err = Console(), Console(stderr=True)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("-s", metavar="SECTION.KEY=VALUE", help="Set one value; may be repeated."),
+]
+
+
+@app.command("ls")
+def list_names(
+    what: Annotated[Literal["all", "methods", "backbones", "data", "recipes"], typer.Argument()] = "all",
+) -> None:
+    """List methods, built-in backbones, data sets and the recipes under ./recipes."""
+    if what in ("all", "methods"):
+        rows = []
+        for name in methods.names():
+            kind = methods.get(name)
+            tags = kind.tags
+            notes = [
+                "any split, same result" if tags.split_invariant else "",
+                "trains the backbone" if tags.trains_backbone else "",
+                "keeps data" if tags.keeps_data else "",
+            ]
+            rows.append((name, _purpose(sys.modules[kind.__module__]), ", ".join(n for n in notes if n)))
+        _print_table("Methods", ("name", "what it does", "notes"), rows)
+    if what in ("all", "backbones"):
+        rows = [(name, _purpose(sys.modules[loader.__module__]), "offline") for name, loader in BUILT_IN.items()]
+        rows.append(("any timm model", "by its full tag, e.g. vit_base_patch16_224.augreg_in21k", "hub or a file"))
+        _print_table("Backbones", ("name", "what it is", "weights"), rows)
+    if what in ("all", "data"):
+        rows = [(name, _purpose(datasets.get(name)), "") for name in datasets.names()]
+        rows.append(("any folder", "root/{train,test}/<class>/, root/<class>/ or root/<domain>/<class>/", ""))
+        _print_table("Data sets", ("name", "what it is", ""), rows)
+    if what in ("all", "recipes"):
+        recipes = sorted(Path("recipes").glob("**/*.yaml"))
+        _print_table("Recipes", ("file", "how to run it", ""), [(str(p), _first_comment(p), "") for p in recipes])
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A method, a backbone, a data set, or a recipe file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Explain a method with all its settings, a backbone, a data set, or a recipe with every default written out."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        out.print(escape(yaml.safe_dump(load_recipe(Path(name), overrides or []).values(), sort_keys=False)))
+    elif name in methods.names():
+        kind = methods.get(name)
+        out.print(escape(inspect.getdoc(sys.modules[kind.__module__]) or ""))
+        _print_settings(
+            f"Settings (-s method.KEY=VALUE; presets: {', '.join(kind.Config.presets) or 'none'})", kind.Config
+        )
+    elif name in datasets.names():
+        out.print(escape(inspect.getdoc(datasets.get(name)) or ""))
+        _print_settings("Settings (-s stream.KEY=VALUE)", StreamConfig)
+    elif name in BUILT_IN or "." in name or "_" in name:
+        pretrained = name in BUILT_IN
+        backbone = Backbone.load(name, pretrained=pretrained)
+        n = sum(p.numel() for p in backbone.parameters())
+        out.print(
+            escape(inspect.getdoc(sys.modules[BUILT_IN[name].__module__]) or "") if pretrained else f"timm's {name}"
+        )
+        out.print(f"\n{n:,} parameters, {backbone.dim} features per image\n{backbone.preprocess}", highlight=False)
+        _print_settings("Settings (-s backbone.KEY=VALUE)", BackboneConfig)
+    else:
+        known = [*methods.names(), *datasets.names(), *BUILT_IN]
+        raise UnknownNameError(
+            "perdure show", "name", "a method, backbone, data set or recipe", name, did_you_mean(name, known)
+        )
+
+
+@app.command()
+def run(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A YAML recipe; may be left out if -s gives everything.")
+    ] = None,
+    overrides: Overrides = None,
+    directory: Annotated[
+        Path | None, typer.Option("--out", help="Run directory [default: runs/<recipe's label>].")
+    ] = None,
+    keep_states: Annotated[Literal["last", "all"], typer.Option(help="Which tasks' states stay on disk.")] = "last",
+) -> None:
+    """Run a recipe, or go on where it stopped; ends with a table, the report and the command that repeats it."""
+    tune_allocator()
+    command = shlex.join(["perdure", "run", *([str(recipe)] if recipe else []), *_flags(overrides, directory)])
+    checked = load_recipe(recipe, overrides or [])
+    results, folder = run_recipe(checked, directory, command=command, keep_states=keep_states)
+    print_results({checked.method_name: results})
+    out.print(f"report:    {write_report([folder])}", highlight=False, soft_wrap=True)
+    out.print(f"repeat it: {command}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Finished run directories.")],
+    file: Annotated[Path | None, typer.Option("--out", help="The HTML file to write.")] = None,
+) -> None:
+    """Write one HTML file, readable offline, about one run or comparing several."""
+    out.print(str(write_report(runs, file)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def check(name: Annotated[str, typer.Argument(help="A method's name.")]) -> None:
+    """Hold a method to every common check; exit code 1 if one fails."""
+
+    def tell(result: CheckResult) -> None:
+        mark = "[green]ok[/]  " if result.ok else "[red]FAIL[/]"
+        out.print(f"{mark} {result.seconds:6.2f} s  {result.name}  [dim]{escape(result.note)}[/]", soft_wrap=True)
+
+    results = check_method(methods.get(name), on_result=tell)
+    failed = sum(not r.ok for r in results)
+    out.print(f"{len(results) - failed} of {len(results)} checks passed")
+    raise typer.Exit(1 if failed else 0)
+
+
+@data_app.command("check")
+def data_check(folder: Annotated[Path, typer.Argument(help="An image folder.")]) -> None:
+    """Report everything wrong with an image folder at once; exit code 1 if a run would refuse it."""
+    findings = check_folder(folder)
+    for finding in findings:
+        colour = {"error": "red", "warning": "yellow", "info": "dim"}[finding.severity]
+        out.print(f"[{colour}]{finding.severity}[/] {finding.kind}: {escape(finding.message)}", soft_wrap=True)
+        for path in finding.paths:
+            out.print(f"    {escape(path)}", highlight=False, soft_wrap=True)
+    n_errors = sum(f.severity == "error" for f in findings)
+    out.print(f"{len(findings)} findings, {n_errors} of them errors" if findings else "nothing found")
+    raise typer.Exit(1 if n_errors else 0)
+
+
+def run_recipe(
+    recipe: Any, directory: Path | None, *, command: str = "", keep_states: Literal["last", "all"] = "last"
+) -> tuple[Results, Path]:
+    """Runs a recipe with progress bars on the terminal.
+
+    Args:
+        recipe: a checked recipe.
+        directory: the run directory; the recipe's default if None.
+        command: what repeats the run.
+        keep_states: see :class:`perdure.run.Runner`.
+
+    Returns:
+        The results and the run directory.
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bars:
+        whole = bars.add_task(f"{recipe.method_name}: tasks", total=None)
+        images = bars.add_task("images", total=None, visible=False)
+
+        def progress(what: str, done: int, total: int) -> None:
+            bars.update(images, description=what, completed=done, total=total, visible=done < total)
+
+        def on_event(event: dict[str, Any]) -> None:
+            if event["event"] == "run_started":
+                bars.update(whole, total=event["tasks"], completed=event["tasks_done"])
+            elif event["event"] == "task_finished":
+                bars.update(whole, completed=event["task"] + 1)
+            elif event["event"] == "file_left_out":
+                err.print(f"[yellow]left out[/] {escape(event['reason'])}", soft_wrap=True)
+
+        runner = Runner(
+            recipe, directory, store=FeatureStore(progress=progress),
+            command=command, keep_states=keep_states, on_event=on_event,
+        )  # fmt: skip
+        return runner.run(), runner.out
+
+
+def print_results(runs: dict[str, Results]) -> None:
+    """Prints the accuracy after every task, one row per run."""
+    header, *rows = accuracy_table(runs)
+    _print_table("Accuracy on all test images seen so far, %", header, rows)
+    for name, results in runs.items():
+        if results.provenance.depends_on_test_batch:
+            err.print(f"[yellow]{name}: these numbers depend on which images are tested together[/]")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: 0 on success, 1 if the work failed, 2 if the request was wrong; no traceback without --debug."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    if arguments == ["--version"]:
+        out.print(__version__, highlight=False)
+        return
+    warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
+    try:
+        app([a for a in arguments if a != "--debug"], prog_name="perdure")
+    except PerdureError as error:
+        if debug:
+            raise
+        err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        text = escape(f"{type(error).__name__}: {error}")
+        err.print(f"[red]error:[/] {text}. This is a defect of perdure; --debug shows where.", soft_wrap=True)
+        sys.exit(1)
+
+
+def _flags(overrides: list[str] | None, directory: Path | None) -> list[str]:
+    pairs = [part for text in overrides or [] for part in ("-s", text)]
+    return pairs + (["--out", str(directory)] if directory else [])
+
+
+def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(header):
+        table.add_column(column, overflow="fold", justify="left" if i == 0 or not _all_numbers(rows, i) else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+
+
+def _all_numbers(rows: Sequence[Sequence[str]], column: int) -> bool:
+    return all(
+        row[column].replace(".", "").replace("-", "").replace("–", "").isdigit() or not row[column] for row in rows
+    )
+
+
+def _print_settings(title: str, config: type[Config]) -> None:
+    rows = [
+        (name, _type_name(field.annotation), repr(field.default) if not field.is_required() else "required",
+         " ".join([field.description or "", *(str(m) for m in field.metadata)]))
+        for name, field in config.model_fields.items()
+    ]  # fmt: skip
+    _print_table(title, ("key", "type", "default", "meaning and bounds"), rows)
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+def _purpose(documented: Any) -> str:
+    """The first paragraph of a docstring's first line, without the name it starts with."""
+    return (inspect.getdoc(documented) or "").splitlines()[0]
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text().splitlines()[:1]
+    return first[0].removeprefix("# ") if first and first[0].startswith("#") else ""
