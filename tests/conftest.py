@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is: test processes that share cores must not fight over them
 
 from perdure import Backbone, FeatureStore
 

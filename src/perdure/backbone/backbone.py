@@ -137,8 +137,8 @@ class Backbone(nn.Module):
     def features(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Pooled features without gradient, float32.
 
-        An image's features are the same alone and in any batch: on a CPU a batch of one is doubled, because a
-        single-image convolution takes another kernel whose last bits differ.
+        An image's features do not depend on its batch, to the last bit where the kernels allow it: on a CPU a batch
+        of one is doubled, because a single-image convolution takes another kernel whose last bits differ.
 
         Args:
             images: uint8 pixels of the eval view, or floating point already normalised.

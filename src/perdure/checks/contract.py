@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from contextlib import suppress
 
 import numpy as np
@@ -29,7 +30,7 @@ SECTIONS = ("Source:", "Deviations:", "Use when:", "Relations:", "Cost:")
 
 def check_docstring_names_its_source(s: Subject) -> None:
     """The module says where the method comes from, how it deviates, when to use it and what it costs."""
-    module = __import__(s.kind.__module__, fromlist=["__doc__"])
+    module = sys.modules[s.kind.__module__]
     missing = [section for section in SECTIONS if section not in (module.__doc__ or "")]
     if missing:
         hint = "Write these sections into the module's docstring"

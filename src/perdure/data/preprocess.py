@@ -70,7 +70,8 @@ class Preprocess:
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The eval view of one RGB image: (3, image_size, image_size) uint8."""
-        return _eval_transform(self)(image)
+        # by its version, timm gives an array or a tensor
+        return np.asarray(_eval_transform(self)(image))
 
     def normalise(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """uint8 pixels to the backbone's input range; floating-point images are taken as already normalised.
@@ -109,9 +110,9 @@ def preprocess_from_config(config: Mapping[str, Any]) -> Preprocess:
 
 
 @functools.lru_cache(maxsize=16)
-def _eval_transform(p: Preprocess) -> Callable[[Image.Image], np.ndarray]:
+def _eval_transform(p: Preprocess) -> Callable[[Image.Image], Any]:
     # use_prefetcher: stop at uint8 CHW pixels; normalising whole batches on the device is faster
-    transform: Callable[[Image.Image], np.ndarray] = create_transform(
+    transform: Callable[[Image.Image], Any] = create_transform(
         (3, p.image_size, p.image_size),
         is_training=False,
         use_prefetcher=True,

@@ -227,22 +227,13 @@ def load_stream(
         SplitError: if the split asked for does not fit the data.
     """
     if scenario == "domain":
-        given = {
-            "tasks": tasks,
-            "base": base,
-            "increment": increment,
-            "sizes": sizes,
-            "class_order": class_order,
-        }
+        given = {"tasks": tasks, "base": base, "increment": increment, "sizes": sizes, "class_order": class_order}
         asked = [k for k, v in given.items() if v is not None]
         if asked:
             hint = "Remove them: each domain folder is one task"
             raise SplitError("stream", "split keys", "absent for scenario=domain", asked, hint)
         domains = domain_datasets(
-            Path(data).expanduser(),
-            test_fraction=test_fraction,
-            split_seed=split_seed,
-            skip_corrupt=skip_corrupt,
+            Path(data).expanduser(), test_fraction=test_fraction, split_seed=split_seed, skip_corrupt=skip_corrupt
         )
         return domain_incremental(
             {n: _thin(d, train_per_class, test_per_class, split_seed) for n, d in domains.items()}

@@ -23,9 +23,10 @@ def random_crop_flip(
     b = len(images)
     scale, log_ratio, x, y, flip = torch.rand(5, b, generator=rng)
     area = min_scale + (1 - min_scale) * scale
-    ratio = torch.exp((2 * log_ratio - 1) * torch.log(torch.tensor(4 / 3)))
-    width = (area * ratio).sqrt().clamp(max=1)  # as a share of the image's side
-    height = (area / ratio).sqrt().clamp(max=1)
+    # a crop wider than the image would have to be cut, and keep less than its area: large crops are less oblong
+    limit = torch.minimum(torch.log(torch.tensor(4 / 3)), -torch.log(area))
+    ratio = torch.exp((2 * log_ratio - 1) * limit)
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()  # as shares of the image's side
     # affine_grid coordinates run from -1 to 1: a crop of half-width `width` may be centred within ±(1 - width)
     theta = torch.zeros(b, 2, 3)
     theta[:, 0, 0] = torch.where(flip < 0.5, width, -width)

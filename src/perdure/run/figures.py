@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, Locator, MaxNLocator
 
 RUN_COLORS = 8
 """The page defines ``--run-0`` to ``--run-7``."""
@@ -33,6 +33,7 @@ _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: selectable, and set in the page's font
     "svg.hashsalt": "perdure",
     "font.size": 9,
+    "figure.constrained_layout.w_pad": 0.1,  # room for labels in a font wider than matplotlib's
     "text.color": _STAND_IN["ink"],
     "axes.labelcolor": _STAND_IN["muted"],
     "axes.edgecolor": _STAND_IN["rule"],
@@ -60,18 +61,18 @@ def accuracy_curves(curves: Sequence[Fractions], label: str) -> Markup:
         An ``svg`` element.
     """
     with style.context(["default", _STYLE]):
-        figure, axes = _figure(7.2, 3.5)
+        figure, axes = _figure(6.0, 3.0)
         for i, curve in enumerate(curves):
             color, marker = _STAND_IN[f"run-{i % RUN_COLORS}"], _MARKERS[i % len(_MARKERS)]
             size = 5 if len(curve) <= 40 else 2.5
             x = np.arange(1, len(curve) + 1)
-            # A small offset would lie; thin white-free lines let runs that lie on each other show through.
             axes.plot(x, _percent(curve), color=color, marker=marker, markersize=size, linewidth=1.6, clip_on=False)
         axes.set_xlabel("after task")
-        axes.set_ylabel("accuracy on all test images so far (%)")
+        axes.set_ylabel("accuracy so far (%)")
         _whole_numbers(axes, max(map(len, curves)))
         known = [v for curve in curves for v in _percent(curve) if np.isfinite(v)]
-        axes.set_ylim(max(0, np.floor(min(known, default=0) / 10 - 0.2) * 10), 100)
+        axes.set_ylim(max(0, np.floor(min(known, default=1) / 5 - 0.2) * 5), 100)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
         axes.grid(axis="y")
         return _svg(figure, label)
 
@@ -98,18 +99,17 @@ def task_matrix(matrix: Sequence[Fractions], label: str) -> Markup:
             color = "on-accent" if opacity > 0.62 else "ink"
             texts.append((j + 1, k + 1, "–" if value is None else f"{100 * value:.1f}", color))
     with style.context(["default", _STYLE]):
-        side = min(7.2, 1.6 + 0.52 * n)
-        figure, axes = _figure(side, 0.4 + 0.68 * side)
+        figure, axes = _figure(6.0, min(4.4, 0.9 + 0.4 * n))
         for opacity, boxes in sorted(cells.items()):
             axes.add_patch(_boxes(boxes, "accent", opacity))
         if n <= MAX_PRINTED_TASKS:
             for x, y, text, color in texts:
-                size = 8.5 if n <= 12 else 6.5
+                size = 8 if n <= 12 else 5.5
                 axes.text(x, y, text, color=_STAND_IN[color], fontsize=size, ha="center", va="center_baseline")
-        axes.set_xlabel("accuracy (%) on the test of task")
+        axes.set_xlabel("accuracy (%) on the test of task", loc="left")
         axes.set_ylabel("after task")
-        _whole_numbers(axes, n)
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=min(n, 20), integer=True, min_n_ticks=1))
+        _whole_numbers(axes, n, room=6)
+        axes.yaxis.set_major_locator(_locator(n))
         axes.set_ylim(n + 0.5, 0.5)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
@@ -134,15 +134,15 @@ def class_bars(accuracies: Sequence[float], label: str) -> Markup:
     """
     ordered, n = sorted(accuracies), len(accuracies)
     gap = 0.15 if n <= 150 else 0.0
-    boxes = [(i + 0.5 + gap / 2, 0.0, 1 - gap, 100 * a) for i, a in enumerate(ordered, 1)]
+    boxes = [(i + 0.5 + gap / 2, 0.0, 1 - gap, 100 * a) for i, a in enumerate(ordered)]
     with style.context(["default", _STYLE]):
-        figure, axes = _figure(7.2, 2.4)
+        figure, axes = _figure(6.0, 2.1)
         axes.set_axisbelow(True)
         axes.grid(axis="y")
-        axes.add_patch(_boxes([(x - 1 + 0.0, y, w, h) for x, y, w, h in boxes], "accent", 0.85))
-        axes.set_xlabel("classes, weakest first")
+        axes.add_patch(_boxes(boxes, "accent", 0.85))
+        axes.set_xlabel("classes, weakest first", loc="left")
         axes.set_ylabel("accuracy (%)")
-        _whole_numbers(axes, n)
+        _whole_numbers(axes, n, room=12)
         axes.set_ylim(0, 100)
         return _svg(figure, label)
 
@@ -156,9 +156,14 @@ def _percent(values: Fractions) -> np.ndarray:
     return np.array([np.nan if v is None else 100 * v for v in values])
 
 
-def _whole_numbers(axes: Axes, n: int) -> None:
-    axes.set_xlim(0.5, n + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=min(n, 20), integer=True, min_n_ticks=1))
+def _whole_numbers(axes: Axes, n: int, room: int = 1) -> None:
+    """An axis of 1 to n, with room for more so that a few cells or bars do not become huge."""
+    axes.set_xlim(0.5, max(n, room) + 0.5)
+    axes.xaxis.set_major_locator(_locator(n))
+
+
+def _locator(n: int) -> Locator:
+    return FixedLocator(range(1, n + 1)) if n <= MAX_PRINTED_TASKS else MaxNLocator(12, steps=[1, 2, 5, 10])
 
 
 def _boxes(boxes: Sequence[tuple[float, float, float, float]], color: str, opacity: float) -> PathPatch:
@@ -174,6 +179,7 @@ def _svg(figure: Figure, label: str) -> Markup:
     text = file.getvalue()
     text = text[text.index("<svg") :]  # without the XML declaration and document type, which HTML does not take
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r"font-family: [^;]*; ", "", text)  # the page's own
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # several figures share a page, where an id must be unique
     for name, color in _STAND_IN.items():

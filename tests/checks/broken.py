@@ -1,0 +1,316 @@
+"""Methods with one planted fault each; the common checks must catch every one. Not registered anywhere.
+
+Source: none. Deviations: all. Use when: never. Relations: SimpleCIL, done wrong. Cost: trust.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from perdure.config import MethodConfig
+from perdure.methods import FeatureMethod, Method, Tags
+
+
+class MeansConfig(MethodConfig):
+    """Nothing to set."""
+
+
+class Means(FeatureMethod[MeansConfig]):
+    """A sound nearest-mean method: the faulty ones below each change one thing."""
+
+    Config = MeansConfig
+    tags: ClassVar = Tags(split_invariant=True)
+
+    def __init__(self, backbone: Any, config: Any = None, **rest: Any) -> None:
+        super().__init__(backbone, config, **rest)
+        self.sums_ = torch.zeros(0, backbone.dim, dtype=torch.float64)
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        self.sums_ = F.pad(self.sums_, (0, 0, 0, len(self.classes_) - len(self.sums_)))
+        self.sums_ = self.sums_.index_add(0, columns, features[:].double())
+
+    def _scores_from_features(self, features: Tensor) -> Tensor:
+        return (F.normalize(features.double(), dim=1) @ F.normalize(self.sums_, dim=1).T).float()
+
+
+class UnsavedAttribute(Means):
+    """Keeps its sums under a name that is no part of the state."""
+
+    def __init__(self, *args: Any, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self.hidden = self.sums_
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        super()._learn_features(features, columns, rng)
+        self.hidden, self.sums_ = self.sums_, self.sums_ * 0 + 1
+
+    def _scores_from_features(self, features: Tensor) -> Tensor:
+        return (F.normalize(features.double(), dim=1) @ F.normalize(self.hidden, dim=1).T).float()
+
+
+class GlobalTorchRng(Means):
+    """Adds noise from torch's global generator."""
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        super()._learn_features(features, columns, rng)
+        self.sums_ = self.sums_ + 1e-3 * torch.randn(self.sums_.shape)
+
+
+class GlobalNumpyRng(Means):
+    """Draws from NumPy's global generator without using it: still a side effect on the user's program."""
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        np.random.rand()
+        super()._learn_features(features, columns, rng)
+
+
+class SeedsGlobally(Means):
+    """Reproducible, at the price of everybody else's randomness."""
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        torch.manual_seed(self.seed)
+        super()._learn_features(features, columns, rng)
+
+
+class UnseededProjection(Means):
+    """A random projection that the seed does not decide."""
+
+    def __init__(self, *args: Any, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self.projection_ = torch.randn(self.backbone.dim, self.backbone.dim, dtype=torch.float64)
+
+    def _scores_from_features(self, features: Tensor) -> Tensor:
+        return super()._scores_from_features(features.double() @ self.projection_ @ torch.linalg.inv(self.projection_))
+
+
+class MutatingPredict(Means):
+    """Adapts its means to what it is tested on."""
+
+    def _scores_from_features(self, features: Tensor) -> Tensor:
+        self.sums_ = self.sums_ + 1e-3 * features.double().mean(0)
+        return super()._scores_from_features(features)
+
+
+class BatchDependent(Means):
+    """Centres the test batch."""
+
+    def _scores_from_features(self, features: Tensor) -> Tensor:
+        return super()._scores_from_features(features - features.mean(0))
+
+
+class BatchVote(Means):
+    """Every image of a batch gets a bonus for the batch's favourite class."""
+
+    def _scores_from_features(self, features: Tensor) -> Tensor:
+        scores = super()._scores_from_features(features)
+        favourite = scores.argmax(1).mode().values
+        return scores + 0.01 * F.one_hot(favourite, scores.shape[1])
+
+
+class TouchedBackbone(Means):
+    """Nudges the backbone it was given."""
+
+    def _learn(self, task: Any, rng: torch.Generator) -> None:
+        super()._learn(task, rng)
+        next(self.backbone.parameters()).add_(1e-6)
+
+
+class ThawedBackbone(Means):
+    """Leaves the backbone trainable."""
+
+    def _learn(self, task: Any, rng: torch.Generator) -> None:
+        super()._learn(task, rng)
+        self.backbone.requires_grad_(True)
+
+
+class ColumnsForIds(Means):
+    """Predicts column numbers instead of class ids."""
+
+    def predict(self, images: Any) -> Tensor:
+        ids = super().predict(images)
+        return torch.tensor([self.classes_.index(int(i)) for i in ids])
+
+
+class IdsForColumns(Means):
+    """Sizes its head by the largest class id, modulo something that happens to fit."""
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        super()._learn_features(features, columns % 2, rng)
+
+
+class InPlace(Means):
+    """Changes its sums in place, so a failed task leaves them half changed."""
+
+    def _learn(self, task: Any, rng: torch.Generator) -> None:
+        self.sums_ = F.pad(self.sums_, (0, 0, 0, len(self.classes_) - len(self.sums_)))
+        for positions, images in task.train.batches(self.backbone.preprocess, 1):
+            columns = self.columns(task.train.labels[positions])
+            self.sums_[: len(self.sums_)].index_add_(0, columns, self.backbone.features(images).double())
+
+
+class InPlaceOldRows(InPlace):
+    """Decays the old means in place before it reads the new images."""
+
+    def _learn(self, task: Any, rng: torch.Generator) -> None:
+        self.sums_.mul_(0.9)
+        super()._learn(task, rng)
+
+
+class ForgetsEverything(Means):
+    """Overwrites the old classes' means."""
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        self.sums_ = torch.zeros(len(self.classes_), self.backbone.dim, dtype=torch.float64)
+        super()._learn_features(features, columns, rng)
+
+
+class OverwritesMeans(Means):
+    """Right for new classes, wrong when a class comes again; says it is split invariant all the same."""
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        before = self.sums_
+        super()._learn_features(features, columns, rng)
+        self.sums_ = self.sums_ / len(features) ** rng.initial_seed().bit_length()
+        self.sums_[: len(before)] = before.flip(0) if len(before) > 2 else before
+
+
+class GrowsTwice(Means):
+    """Adds columns for classes it already has."""
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        self.sums_ = F.pad(self.sums_, (0, 0, 0, len(columns.unique())))
+        self.sums_ = self.sums_.index_add(0, columns, features[:].double())
+
+
+class DividesByZero(Means):
+    """Standardises with the deviation of each class, which one image does not have."""
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        super()._learn_features(features, columns, rng)
+        deviation = torch.stack([features[:][columns == c].double().std(0) for c in columns.unique()])
+        self.sums_ = self.sums_ / deviation.mean()
+
+
+class NoGradientHere(Method[MeansConfig]):
+    """Embeds every image again whenever it is asked."""
+
+    Config = MeansConfig
+
+    def __init__(self, backbone: Any, config: Any = None, **rest: Any) -> None:
+        super().__init__(backbone, config, **rest)
+        self.sums_ = torch.zeros(0, backbone.dim, dtype=torch.float64)
+
+    def _learn(self, task: Any, rng: torch.Generator) -> None:
+        sums = F.pad(self.sums_, (0, 0, 0, len(self.classes_) - len(self.sums_)))
+        for positions, images in task.train.batches(self.backbone.preprocess, 16):
+            sums = sums.index_add(
+                0, self.columns(task.train.labels[positions]), self.backbone.features(images).double()
+            )
+        self.sums_ = sums
+
+    def _scores(self, images: Tensor) -> Tensor:
+        features = self.backbone.features(images).double()
+        return (F.normalize(features, dim=1) @ F.normalize(self.sums_, dim=1).T).float()
+
+
+class UnboundedConfig(MethodConfig):
+    """A learning rate that may be anything."""
+
+    lr: float = 0.1
+
+
+class LaxConfig(Means):
+    """Accepts a negative learning rate."""
+
+    Config = UnboundedConfig
+
+
+class LearnsInInit(Means):
+    """Knows a class before it saw a task."""
+
+    def __init__(self, *args: Any, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self.classes_ = [0]
+
+
+class ReturnsNothing(Means):
+    """Forgets to return itself."""
+
+    def fit_task(self, task: Any) -> Any:
+        super().fit_task(task)
+
+
+class ChangesLabels(Means):
+    """Re-numbers the labels of its task in place."""
+
+    def _learn(self, task: Any, rng: torch.Generator) -> None:
+        super()._learn(task, rng)
+        task.train.labels[:] = 0
+
+
+class AnswersUnfitted(Means):
+    """Answers before it learned anything."""
+
+    def scores(self, images: Tensor) -> Tensor:
+        return torch.zeros(len(images), max(len(self.classes_), 1)) if not self.tasks_seen_ else super().scores(images)
+
+    def predict(self, images: Any) -> Tensor:
+        return super().predict(images) if self.tasks_seen_ else torch.zeros(len(images))
+
+
+class SkipsTasks(Means):
+    """Takes any task at any time."""
+
+    def fit_task(self, task: Any) -> Any:
+        self.tasks_seen_ = task.index
+        return super().fit_task(task)
+
+
+class CachesWrongly(Means):
+    """Answers for whole data sets with rounded features."""
+
+    def scores_of(self, data: Any) -> Any:
+        for batch in self.store.features(self.backbone, data).batches():
+            yield self._scores_from_features(batch.round(decimals=1))
+
+
+class NeedsSixtyFour(Means):
+    """Has a feature size written into it."""
+
+    def _scores_from_features(self, features: Tensor) -> Tensor:
+        return super()._scores_from_features(features[:, :64].reshape(-1, 64))
+
+
+FAULTS: dict[type[Method[Any]], str] = {
+    UnsavedAttribute: "check_state_round_trip",
+    GlobalTorchRng: "check_same_seed_same_bits",
+    GlobalNumpyRng: "check_global_generators_untouched",
+    SeedsGlobally: "check_global_generators_untouched",
+    UnseededProjection: "check_resumed_equals_straight",
+    MutatingPredict: "check_predicting_changes_nothing",
+    BatchDependent: "check_batch_does_not_matter",
+    BatchVote: "check_batch_does_not_matter",
+    TouchedBackbone: "check_backbone_untouched",
+    ThawedBackbone: "check_backbone_untouched",
+    ColumnsForIds: "check_scores_cover_the_seen_classes",
+    IdsForColumns: "check_learns_an_easy_task",
+    InPlaceOldRows: "check_failed_task_changes_nothing",
+    ForgetsEverything: "check_remembers_first_task",
+    OverwritesMeans: "check_split_does_not_matter",
+    GrowsTwice: "check_classes_may_come_again",
+    DividesByZero: "check_odd_tasks_work",
+    NoGradientHere: "check_frozen_features_cost_one_pass",
+    LaxConfig: "check_config_rejects_bad_numbers",
+    LearnsInInit: "check_constructor_learns_nothing",
+    ReturnsNothing: "check_fit_returns_self_and_leaves_the_task_alone",
+    ChangesLabels: "check_fit_returns_self_and_leaves_the_task_alone",
+    AnswersUnfitted: "check_predicting_before_fitting_raises",
+    SkipsTasks: "check_tasks_out_of_order_raise",
+    CachesWrongly: "check_whole_data_equals_batches",
+    NeedsSixtyFour: "check_works_on_another_backbone",
+}

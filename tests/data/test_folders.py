@@ -1,0 +1,166 @@
+"""Listing and checking folders: every bad file is named, and no content is decoded twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from perdure.data import folders, load_dataset
+from perdure.data.folders import KnownGood, check_files, class_files, images_in, keys_of, refuse_corrupt
+from perdure.errors import DataError, DataNotFoundError
+
+
+def picture(path: Path, seed: int = 0, side: int = 40) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def spoil(folder: Path) -> dict[Path, str]:
+    """Four files that no decoder takes, and a word of the reason each must be given."""
+    cut = picture(folder / "cut.jpg", 1)
+    cut.write_bytes(cut.read_bytes()[:-400])
+    text, empty, torn = folder / "text.png", folder / "empty.jpg", picture(folder / "torn.png", 2)
+    text.write_text("no image at all")
+    empty.touch()
+    torn.write_bytes(torn.read_bytes()[:200])
+    return {cut: "truncated", text: "not an image", empty: "empty file", torn: "truncated"}
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The contents that were decoded so far."""
+    seen: list[bytes] = []
+    decode = folders._decoding_problem
+    monkeypatch.setattr(folders, "_decoding_problem", lambda data: [seen.append(data), decode(data)][1])
+    return seen
+
+
+def test_lists_visible_images_by_class_sorted(tmp_path: Path) -> None:
+    for name in ("b/2.JPG", "b/1.png", "a/x.png", "a/.hidden.png", ".git/y.png"):
+        picture(tmp_path / name)
+    (tmp_path / "a" / "notes.txt").touch()
+    (tmp_path / "a" / "folder.png").mkdir()
+    assert class_files(tmp_path) == {
+        "a": [tmp_path / "a" / "x.png"],
+        "b": [tmp_path / "b" / "1.png", tmp_path / "b" / "2.JPG"],
+    }
+
+
+@pytest.mark.parametrize("make", ["missing", "file", "empty"])
+def test_a_missing_or_empty_folder_is_named(tmp_path: Path, make: str) -> None:
+    root = tmp_path / make
+    if make == "file":
+        root.touch()
+    elif make == "empty":
+        root.mkdir()
+    with pytest.raises(DataNotFoundError) as caught:
+        class_files(root)
+    assert repr(str(root)) in str(caught.value)
+
+
+def test_every_empty_class_is_named(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "x.png")
+    for name in ("b", "c"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataNotFoundError, match="Fill or remove") as caught:
+        class_files(tmp_path)
+    assert all(str(tmp_path / name) in str(caught.value) for name in ("b", "c"))
+
+
+def test_a_folder_of_domains_is_recognised(tmp_path: Path) -> None:
+    picture(tmp_path / "photo" / "cat" / "x.png")
+    with pytest.raises(DataNotFoundError, match="scenario=domain") as caught:
+        class_files(tmp_path)
+    assert str(tmp_path / "photo") in str(caught.value)
+
+
+def test_corrupt_files_are_all_named_before_anything_starts(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "good.png")
+    reasons = spoil(tmp_path / "a")
+    with pytest.raises(DataError, match="5 image files must be readable") as caught:
+        load_dataset(tmp_path)
+    lines = str(caught.value).splitlines()
+    for path, reason in reasons.items():
+        assert any(f"{path}: " in line and reason in line for line in lines), (path, lines)
+    assert "good.png" not in str(caught.value)
+    assert " object at 0x" not in str(caught.value)
+
+
+def test_one_corrupt_file_is_named_too(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.touch()
+    with pytest.raises(DataError) as caught:
+        refuse_corrupt(check_files([bad]))
+    assert f"'{bad}: empty file'" in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_has_a_problem(tmp_path: Path) -> None:
+    assert check_files([tmp_path / "gone.png"])[0].problem == "No such file or directory"
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "pgm", "png", "ppm", "tif", "webp"])
+def test_good_files_of_every_format_pass(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(np.zeros((9, 7), np.uint8)).save(path)
+    assert images_in(tmp_path) == [path]
+    assert check_files([path])[0].problem is None
+
+
+def test_skip_corrupt_leaves_them_out_and_records_them(tmp_path: Path) -> None:
+    for i in range(5):
+        picture(tmp_path / "a" / f"{i}.png", i)
+    reasons = spoil(tmp_path / "a")
+    data = load_dataset(tmp_path, skip_corrupt=True)
+    assert len(data.train) + len(data.test) == 5
+    assert len(data.quarantined) == len(reasons)
+    for path, reason in reasons.items():
+        assert any(q.startswith(f"{path}: ") and reason in q for q in data.quarantined)
+
+
+def test_a_second_load_decodes_nothing(tmp_path: Path, decoded: list[bytes]) -> None:
+    for i in range(4):
+        picture(tmp_path / "data" / "a" / f"{i}.png", i)
+    first = load_dataset(tmp_path / "data")
+    assert len(decoded) == 4
+    decoded.clear()
+    assert load_dataset(tmp_path / "data").train.fingerprint == first.train.fingerprint
+    assert decoded == []
+    new = picture(tmp_path / "data" / "a" / "new.png", 9)
+    load_dataset(tmp_path / "data")
+    assert decoded == [new.read_bytes()]
+
+
+def test_corrupt_content_is_never_remembered_as_good(tmp_path: Path, decoded: list[bytes]) -> None:
+    spoil(tmp_path)
+    memo = KnownGood(tmp_path / "keys")
+    for _ in range(2):
+        assert all(f.problem for f in check_files(images_in(tmp_path), memo))
+    assert len(decoded) == 8
+
+
+def test_the_memo_survives_a_torn_write(tmp_path: Path) -> None:
+    file, keys = tmp_path / "keys", [bytes([i]) * 16 for i in range(3)]
+    KnownGood(file).add(keys[:1])
+    file.write_bytes(file.read_bytes() + b"torn")
+    KnownGood(file).add(keys[1:])
+    memo = KnownGood(file)
+    assert all(key in memo for key in keys)
+
+
+def test_a_memo_that_cannot_be_written_only_forgets(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    memo = KnownGood(tmp_path / "file" / "keys")  # its folder cannot be made
+    memo.add([b"k" * 16])
+    assert b"k" * 16 in memo
+    assert b"k" * 16 not in KnownGood(tmp_path / "file" / "keys")
+
+
+def test_keys_follow_the_files_order(tmp_path: Path) -> None:
+    paths = [picture(tmp_path / f"{i}.png", i) for i in range(6)]
+    forward, backward = check_files(paths), check_files(paths[::-1])
+    assert [f.path for f in backward] == paths[::-1]
+    assert keys_of(forward).tolist() == keys_of(backward)[::-1].tolist()

@@ -1,0 +1,147 @@
+"""Labelled images: keys, labels, and batches that do not depend on threads."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from perdure.data import ArraySource, FileSource, LabelledImages, Preprocess, images
+from perdure.data.folders import check_files, keys_of
+from perdure.errors import DataError
+
+VIEW = Preprocess(image_size=16, crop_pct=1.0)
+
+
+def pixels(n: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, *shape), dtype=np.uint8)
+
+
+def in_memory(n: int = 7) -> LabelledImages:
+    return LabelledImages(ArraySource(pixels(n, 16, 16, 3), "noise"), np.arange(n) % 3)
+
+
+def in_files(folder: Path, n: int = 4) -> tuple[LabelledImages, list[Path]]:
+    paths = [folder / f"{i}.png" for i in range(n)]
+    for path, image in zip(paths, pixels(n, 16, 16, 3), strict=True):
+        Image.fromarray(image).save(path)
+    return LabelledImages(FileSource(paths, keys_of(check_files(paths))), np.zeros(n, int)), paths
+
+
+def decoders() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("decode")]
+
+
+def test_copies_share_a_key_and_other_content_does_not(tmp_path: Path) -> None:
+    _, paths = in_files(tmp_path, 2)
+    copy = Path(shutil.copy(paths[0], tmp_path / "copy.png"))
+    first, second, again = keys_of(check_files([*paths, copy]))
+    assert first == again
+    assert first != second
+
+
+def test_array_keys_depend_on_pixels_and_shape() -> None:
+    flat = pixels(1, 4, 9)
+    a, b = ArraySource(np.stack([flat[0], flat[0], 255 - flat[0]]), "a"), ArraySource(flat.reshape(1, 9, 4), "b")
+    assert a.keys[0] == a.keys[1]
+    assert len({a.keys[0], a.keys[2], b.keys[0]}) == 3
+
+
+def test_grey_arrays_read_as_rgb() -> None:
+    grey = pixels(1, 5, 6)
+    rgb = np.asarray(ArraySource(grey, "grey").read(0))
+    assert rgb.shape == (5, 6, 3)
+    assert (rgb == grey[0][..., None]).all()
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 4, 4, 3)), np.zeros((2, 4, 4, 4), np.uint8), np.zeros((2, 4), np.uint8)])
+def test_arrays_must_be_uint8_images(bad: np.ndarray) -> None:
+    with pytest.raises(DataError, match="noise: pixels") as caught:
+        ArraySource(bad, "noise")
+    assert f"{bad.dtype} {bad.shape}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"), [(np.array([0.5, 1.0]), "float64"), (np.array(["a", "b"]), "<U1"), (np.arange(3), r"\(3,\)")]
+)
+def test_labels_must_be_integers_one_per_image(labels: np.ndarray, shown: str) -> None:
+    with pytest.raises(DataError, match=f"labels must be .*{shown}"):
+        LabelledImages(ArraySource(pixels(2, 4, 4), "noise"), labels)
+
+
+def test_any_integers_are_class_ids_and_stay_as_they_are() -> None:
+    ids = np.array([2**62, -7, 0, -7])
+    data = LabelledImages(ArraySource(pixels(4, 4, 4), "noise"), ids)
+    assert data.labels.tolist() == ids.tolist()
+    assert data.classes == (-7, 0, 2**62)
+    assert data.of_classes([-7]).rows.tolist() == [1, 3]
+
+
+def test_subset_keeps_the_order_asked_for() -> None:
+    data = in_memory()
+    part = data.subset(np.array([5, 1, 3])).subset(np.array([2, 0]))
+    assert part.rows.tolist() == [3, 5]
+    assert part.labels.tolist() == data.labels[[3, 5]].tolist()
+    assert part.name(1) == "noise[5]"
+    assert part.keys.tolist() == data.keys[[3, 5]].tolist()
+
+
+def test_fingerprint_tells_content_labels_and_order() -> None:
+    data = in_memory()
+    relabelled = LabelledImages(data.source, data.labels + 1)
+    reversed_ = data.subset(np.arange(len(data))[::-1])
+    assert data.fingerprint == in_memory().fingerprint
+    assert len({data.fingerprint, relabelled.fingerprint, reversed_.fingerprint, in_memory(6).fingerprint}) == 4
+
+
+@pytest.mark.parametrize("positions", [None, np.array([6, 0, 0, 3])])
+def test_batches_keep_order_and_positions(positions: np.ndarray | None) -> None:
+    data = in_memory()
+    batches = list(data.batches(VIEW, 3, positions))
+    wanted = list(range(7)) if positions is None else positions.tolist()
+    assert np.concatenate([p for p, _ in batches]).tolist() == wanted
+    assert [len(x) for _, x in batches] == ([3, 3, 1] if positions is None else [3, 1])
+    direct = np.stack([VIEW.pixels(data.source.read(i)) for i in wanted])
+    assert torch.equal(torch.cat([x for _, x in batches]), torch.from_numpy(direct))
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+def test_batches_do_not_depend_on_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = [x for _, x in in_memory().batches(VIEW, 2)]
+    monkeypatch.setattr(images, "DECODE_THREADS", threads)
+    assert all(torch.equal(a, b) for a, b in zip(two, (x for _, x in in_memory().batches(VIEW, 2)), strict=True))
+
+
+def test_nothing_to_read_gives_no_batch() -> None:
+    assert list(in_memory().batches(VIEW, 2, np.empty(0, dtype=int))) == []
+
+
+def test_closing_early_leaves_no_thread() -> None:
+    batches = in_memory(64).batches(VIEW, 2)
+    next(batches)
+    assert decoders()
+    batches.close()
+    assert not decoders()
+
+
+def test_a_file_that_goes_away_is_named(tmp_path: Path) -> None:
+    data, paths = in_files(tmp_path)
+    paths[2].unlink()
+    with pytest.raises(DataError) as caught:
+        list(data.batches(VIEW, 2))
+    assert repr(str(paths[2])) in str(caught.value)
+    assert "No such file" in str(caught.value)
+    assert not decoders()
+
+
+def test_a_file_that_is_overwritten_by_something_huge_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, paths = in_files(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # 16 × 16 is more than twice that: a bomb to Pillow
+    with pytest.raises(DataError, match="decompression bomb") as caught:
+        data.source.read(1)
+    assert str(paths[1]) in str(caught.value)

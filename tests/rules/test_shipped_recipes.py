@@ -1,0 +1,52 @@
+"""Every shipped recipe says which weights it means and how to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from timm.models import is_model_pretrained
+
+from perdure.backbone import BUILT_IN
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.y*ml"))
+
+
+def recipe_problems(path: str, text: str) -> Iterator[str]:
+    """What is wrong with a shipped recipe.
+
+    Args:
+        path: from the repository's root.
+        text: what is in it.
+    """
+    command, first = f"# perdure run {path}", text.partition("\n")[0]
+    if first != command and not first.startswith(f"{command} "):
+        yield f"{path}: the first line must be {command!r}, but is {first!r}"
+    name = str(((yaml.safe_load(text) or {}).get("backbone") or {}).get("name"))
+    if name not in BUILT_IN and not ("." in name and is_model_pretrained(name)):
+        yield f"{path}: backbone.name must be built in or a full timm tag, but is {name!r}"
+
+
+@pytest.mark.parametrize("path", RECIPES)
+def test_recipe_names_its_weights_and_its_command(path: str) -> None:
+    assert list(recipe_problems(path, (ROOT / path).read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("# perdure run recipes/a.yaml\nbackbone: {name: efficientnet_lite0}\n", 0),
+        ("# perdure run recipes/a.yaml -s seed=1\nbackbone: {name: vit_base_patch16_224.augreg_in21k}\n", 0),
+        ("# perdure run recipes/b.yaml\nbackbone: {name: efficientnet_lite0}\n", 1),
+        ("backbone: {name: efficientnet_lite0}\n", 1),
+        ("# perdure run recipes/a.yaml\nbackbone: {name: vit_base_patch16_224}\n", 1),
+        ("# perdure run recipes/a.yaml\nbackbone: {name: vit_base_patch16_224.no_such_tag}\n", 1),
+        ("# perdure run recipes/a.yaml\nmethod: {name: ranpac}\n", 1),
+        ("", 2),
+    ],
+)
+def test_the_rule_can_fail(text: str, wrong: int) -> None:
+    assert len(list(recipe_problems("recipes/a.yaml", text))) == wrong
