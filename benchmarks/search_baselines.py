@@ -25,7 +25,7 @@ from perdure.eval import AccuracyMatrix, accuracy_over_samples, evaluate
 from perdure.run.summary import machine, now, versions
 
 RESULTS = Path(__file__).parent / "results" / "search_baselines.json"
-FINETUNE = {"lr": [0.003, 0.01, 0.03], "epochs": [1, 3, 5]}
+FINETUNE = {"lr": [0.01, 0.03, 0.1], "epochs": [1, 3, 5]}
 JOINT = {"lr": [3e-4, 1e-3, 3e-3], "epochs": [5, 20, 50]}
 
 

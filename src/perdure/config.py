@@ -30,7 +30,7 @@ class Config(BaseModel):
     @classmethod
     def _start_from_preset(cls, values: Any) -> Any:
         preset = values.get("preset", "default") if isinstance(values, Mapping) else "default"
-        return {**cls.presets[preset], **values} if preset in cls.presets else values
+        return {**cls.presets[preset], **values} if isinstance(preset, str) and preset in cls.presets else values
 
 
 class MethodConfig(Config):

@@ -65,7 +65,14 @@ class Registry(Generic[T]):
     def _discover(self) -> None:
         if self._discovered:
             return
-        self._discovered = True
+        self._discovered = True  # first: the modules may ask for names while they are imported
+        try:
+            self._import_all()
+        except BaseException:
+            self._discovered = False
+            raise
+
+    def _import_all(self) -> None:
         if self._package:
             package = importlib.import_module(self._package)
             for module in pkgutil.iter_modules(package.__path__):

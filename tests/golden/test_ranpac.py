@@ -326,6 +326,12 @@ def test_a_few_images_of_one_new_class_leave_the_method_able_to_predict() -> Non
     assert after > before - 0.1
 
 
+def test_a_chosen_ridge_too_small_for_the_gram_matrix_is_raised() -> None:
+    features, labels = clusters(10, 3, 32, noise=0.1)  # nearly noiseless: the smallest lambdas fit best
+    method = teach(ranpac(32, projection_dim=500), (300 * features, labels))
+    assert predicted(method, 300 * features) == labels.tolist()
+
+
 def test_an_unsolvable_ridge_is_refused_with_its_value() -> None:
     config = {"projection_dim": 0, "ridge": "fixed", "ridge_value": 1e-30}
     method = teach(ranpac(2, **config), ([[1e3, 1e3]], [0]))

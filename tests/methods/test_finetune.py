@@ -23,7 +23,7 @@ def accuracy(method: Finetune, stream: Stream, task: int) -> float:
 def test_learns_the_present_task_and_forgets_the_first(backbone: Backbone, stream: Stream) -> None:
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
     fingerprint = backbone.fingerprint
-    method = Finetune(backbone, FinetuneConfig(epochs=8, lr=0.02, batch_size=8))
+    method = Finetune(backbone, FinetuneConfig(epochs=8, lr=0.03, batch_size=4))
     present = []
     for task in stream:
         method.fit_task(task)

@@ -117,10 +117,10 @@ class Backbone(nn.Module):
             hint = "Use the frozen backbone it was copied from"
             raise BackboneError("Backbone.fingerprint", "backbone", "frozen", "a thawed copy", hint)
         tensors = {k: v for k, v in self.model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
-        versions = tuple((v.data_ptr(), v._version) for v in tensors.values())
+        tf32 = self.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+        parts = (self.name, self.preprocess, self.precision, self.device.type, tf32)
+        versions = (parts, *((v.data_ptr(), v._version) for v in tensors.values()))
         if self._fingerprint is None or self._fingerprint[0] != versions:
-            tf32 = self.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
-            parts = (self.name, self.preprocess, self.precision, self.device.type, tf32)
             digest = hashlib.blake2b(repr(parts).encode(), digest_size=16)
             for key in sorted(tensors):
                 value = tensors[key].detach().cpu().contiguous()
@@ -147,10 +147,13 @@ class Backbone(nn.Module):
             ShapeError: if ``images`` is not a batch of RGB images.
             NonFiniteError: with the position of the first image whose features are not finite.
         """
-        alone = len(images) == 1 and self.device.type == "cpu"
+        x = self.preprocess.normalise(images.to(self.device))
+        if not len(x):
+            return torch.zeros(0, self.dim, device=self.device)
+        alone = len(x) == 1 and self.device.type == "cpu"
         self.passes.images -= alone  # the double is not an image of the user's
         with torch.inference_mode():
-            out = self.embed(torch.cat([images, images]) if alone else images)[: len(images)]
+            out = self.embed(torch.cat([x, x]) if alone else x)[: len(x)]
         bad = ~torch.isfinite(out).all(dim=1)
         if bad.any():
             raise NonFiniteError(int(bad.nonzero()[0]))
@@ -162,8 +165,8 @@ class Backbone(nn.Module):
         Args:
             images: as for :meth:`features`.
         """
-        self.passes.images += len(images)
         x = self.preprocess.normalise(images.to(self.device)).contiguous(memory_format=torch.channels_last)
+        self.passes.images += len(x)
         with self.autocast():
             tokens = self.model.forward_features(x)
             pooled: Tensor = self.model.forward_head(tokens, pre_logits=True)

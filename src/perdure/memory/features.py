@@ -73,13 +73,13 @@ class FeatureStore:
         """
         with self._lock:
             shelf, keys = self.directory / backbone.fingerprint, data.keys
-            for _ in range(3):  # another process may evict a segment between the look-up and its opening
-                missing = ShelfIndex(shelf, backbone.dim).missing(keys)
+            for _ in range(4):  # another process may evict a segment between the look-up and its opening
+                index = ShelfIndex(shelf, backbone.dim)
+                missing = index.missing(keys)
                 if len(missing):
                     self._check_space(shelf, backbone, len(data), len(missing))
                     self._fill(shelf, backbone, data, missing, label)
-                found = ShelfIndex(shelf, backbone.dim).features(keys)
-                if found is not None:
+                elif (found := index.features(keys)) is not None:  # only rows just checked are served
                     self._evict(keep=set(found.files))
                     return found
         hint = "Raise PERDURE_CACHE_BYTES, or give each process its own PERDURE_CACHE"
@@ -105,14 +105,22 @@ class FeatureStore:
     def _segment(self, shelf: Path, backbone: Backbone) -> Path:
         """This process's own segment of the shelf, without suffix; a new one when it is full."""
         mine = self._mine.get(shelf)
-        rows = mine.with_suffix(".rows") if mine else None
-        if mine is None or rows is None or not rows.exists() or rows.stat().st_size >= SEGMENT_BYTES:
+        if mine is None or not self._usable(mine, backbone.dim):
             mine = self._mine[shelf] = shelf / uuid.uuid4().hex
             about = {"backbone": backbone.name, "dim": backbone.dim, "precision": backbone.precision}
             with writing(shelf):
                 shelf.mkdir(parents=True, exist_ok=True)
                 (shelf / "about.json").write_text(json.dumps(about))
         return mine
+
+    def _usable(self, segment: Path, dim: int) -> bool:
+        """Whether a segment takes more rows: it is small, and has a record for every row."""
+        try:
+            rows, index = (segment.with_suffix(s).stat().st_size for s in (".rows", ".index"))
+        except FileNotFoundError:
+            return False
+        limit = min(SEGMENT_BYTES, self.cache_bytes // 8)
+        return rows < limit and rows * RECORD.itemsize == index * dim * 4
 
     def _check_space(self, shelf: Path, backbone: Backbone, n: int, n_missing: int) -> None:
         row_bytes = backbone.dim * 4 + RECORD.itemsize

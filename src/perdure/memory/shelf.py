@@ -114,7 +114,10 @@ class ShelfIndex:
         for s in np.unique(self._segment[at]):
             here = self._segment[at] == s
             path = self._paths[s]
-            mapped = _map(path.with_suffix(".rows"))
+            try:
+                mapped = _map(path.with_suffix(".rows"))
+            except (FileNotFoundError, ValueError):  # evicted by another process a moment ago, or emptied
+                continue
             rows = _rows_of(mapped, self._dim)[self._row[at[here]]]
             found = np.array([zlib.crc32(r) for r in rows], dtype=np.uint32)
             intact[here] = found == self._crc[at[here]]

@@ -177,11 +177,19 @@ class Method(abc.ABC, Generic[C]):
         if mine.keys() != state.keys():
             hint = f"It was written by another method than {type(self).__name__}"
             raise CheckpointError("load_state_dict", "entries", str(sorted(mine)), sorted(state), hint)
+        before = self._snapshot()
         for key, value in state.items():
-            if isinstance(mine[key], nn.Module):
-                mine[key].load_state_dict(value)
-            else:
-                setattr(self, key, value)
+            try:
+                if isinstance(mine[key], nn.Module):
+                    mine[key].load_state_dict(value)
+                else:
+                    setattr(self, key, value)
+            except (KeyError, RuntimeError) as error:
+                self._restore(before)
+                hint = "Load it with the backbone it was written with"
+                raise CheckpointError(
+                    "load_state_dict", key, "of this backbone", str(error).splitlines()[0], hint
+                ) from error
         return self
 
     @abc.abstractmethod

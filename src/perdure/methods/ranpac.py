@@ -5,6 +5,9 @@ Source: McDonnell, Gong, Parvaneh, Abbasnejad & van den Hengel, "RanPAC: Random 
 Deviations: no first-session adaptation (phase 1). Statistics and solves are float64; λ is chosen by the dual where
     that is cheaper, with the same result. ``ridge=fixed`` (no choice, invariant to the cut into tasks) and
     ``ridge=cumulative`` (chosen on held-out statistics of all tasks) are extensions.
+    The published choice of λ (``per_task``) sees the last task alone: on tasks of two easy classes it may take a
+    λ near zero and cost some points over all classes; ``cumulative`` does not. A λ that is numerically zero beside G
+    moves up its grid, and a task of one class keeps the last λ.
     Preset ``pilot`` scores by cosine with the columns of W, as LAMDA-PILOT does.
 Use when: a frozen backbone and no exemplars, especially with many classes. Relations: SimpleCIL is the same without
     decorrelation; with projection_dim=0 this is ridge regression on the raw features.
@@ -14,6 +17,7 @@ Cost: one pass per image ever; per task n M² + n d M operations and, at the fir
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +29,7 @@ from torch import Tensor
 
 from perdure.backbone import Backbone
 from perdure.config import MethodConfig
+from perdure.errors import ConfigError
 from perdure.memory import Features, FeatureStore
 from perdure.methods.base import FeatureMethod, Tags, methods
 from perdure.modules.gaussians import add_class_counts
@@ -99,10 +104,17 @@ class RanPAC(FeatureMethod[RanPACConfig]):
     def weight(self) -> Float[Tensor, "m classes"]:
         """W_o, solved when first needed after a task, float64."""
         if self._solved is None or self._solved[0] is not self.sums_:
-            gram = unpack(self.gram_.to(self._device), self.m)
-            solved = solve_ridge(gram, self.sums_.to(self._device), self.ridges_[-1])
-            self._solved = (self.sums_, solved)
+            self._solved = (self.sums_, self._solve())
         return self._solved[1]
+
+    def _solve(self) -> Tensor:
+        chosen, sums = self.ridges_[-1], self.sums_.to(self._device)
+        # a λ chosen on a small task may be numerically zero beside the G of all tasks: then take the next that is not
+        *attempts, last = (chosen, *(r for r in GRID if r > chosen and self.config.ridge != "fixed"))
+        for ridge in attempts:
+            with contextlib.suppress(ConfigError):
+                return solve_ridge(unpack(self.gram_.to(self._device), self.m), sums, ridge)
+        return solve_ridge(unpack(self.gram_.to(self._device), self.m), sums, last)
 
     @property
     def _device(self) -> torch.device:
@@ -150,7 +162,7 @@ class RanPAC(FeatureMethod[RanPACConfig]):
 
     def _choose_per_task(self, features: Features, columns: Tensor, fit: Tensor, val: Tensor) -> float:
         """λ with the least squared error on held-out images of this task alone (the published choice)."""
-        if not len(val):  # one image: nothing to hold out; keep the last choice
+        if not len(val) or len(columns.unique()) < 2:  # nothing to hold out or to tell apart: keep the last choice
             return self.ridges_[-1] if self.ridges_ else self.config.ridge_value
         _, targets = columns.unique(return_inverse=True)  # only this task's columns matter
         y = F.one_hot(targets).double().to(self._device)

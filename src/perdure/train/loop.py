@@ -23,6 +23,7 @@ def train(
     lr: float,
     optimizer: Literal["sgd", "adamw"] = "sgd",
     weight_decay: float = 0.0,
+    clip_norm: float | None = None,
 ) -> None:
     """Minimises ``loss`` with a cosine learning-rate schedule to zero over all steps.
 
@@ -34,6 +35,7 @@ def train(
         lr: peak learning rate.
         optimizer: ``sgd`` (momentum 0.9) or ``adamw``.
         weight_decay: of all parameters.
+        clip_norm: largest norm of all gradients together; longer ones are shortened to it.
 
     Raises:
         TrainingError: if the loss is no longer finite.
@@ -49,8 +51,10 @@ def train(
             step.zero_grad()
             value = loss(batch)
             if not torch.isfinite(value):
-                raise TrainingError("train", "loss", "finite", float(value), f"Lower lr, now {lr}")
+                raise TrainingError("train", "loss", "finite", value.item(), f"Lower lr, now {lr}")
             value.backward()
+            if clip_norm is not None:
+                nn.utils.clip_grad_norm_(learning, clip_norm)
             step.step()
             schedule.step()
 

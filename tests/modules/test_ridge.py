@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from perdure.errors import ConfigError
+from perdure.modules import ridge
+from perdure.modules.ridge import (
+    add_gram_,
+    best_ridge,
+    packed_gram,
+    solve_ridge,
+    unpack,
+    validation_losses_dual,
+    validation_losses_primal,
+)
+
+GRID = [1e-2, 1.0, 1e2]
+
+
+@pytest.fixture
+def h() -> torch.Tensor:
+    return torch.randn(17, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def y() -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.arange(17) % 3).double()
+
+
+@pytest.mark.parametrize("block", [1, 4, 11, 512])
+def test_the_packed_gram_is_the_full_one(h: torch.Tensor, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ridge, "BLOCK", block)
+    packed = packed_gram(11)
+    assert packed.dtype == torch.float64
+    assert not packed.any()
+    add_gram_(packed, h)
+    add_gram_(packed, h[:5])
+    torch.testing.assert_close(unpack(packed, 11), h.T @ h + h[:5].T @ h[:5])
+
+
+@pytest.mark.parametrize(("block", "stored"), [(1, 66), (4, 44 + 28 + 9), (512, 121)])
+def test_only_blocks_from_the_diagonal_on_are_stored(block: int, stored: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ridge, "BLOCK", block)
+    assert len(packed_gram(11)) == stored
+    assert len(packed_gram(0)) == 0
+
+
+def test_solve_ridge_by_hand() -> None:
+    gram, sums = torch.diag(torch.tensor([1.0, 4.0]).double()), torch.eye(2, dtype=torch.float64)
+    torch.testing.assert_close(solve_ridge(gram, sums, 1.0), torch.tensor([[0.5, 0], [0, 0.2]], dtype=torch.float64))
+
+
+def test_solve_ridge_equals_a_general_solver(h: torch.Tensor, y: torch.Tensor) -> None:
+    gram, sums = h.T @ h, h.T @ y
+    expected = torch.linalg.solve(gram + 0.3 * torch.eye(11, dtype=torch.float64), sums)
+    torch.testing.assert_close(solve_ridge(gram, sums, 0.3), expected)
+
+
+def test_a_ridge_that_is_numerically_zero_is_refused() -> None:
+    singular = torch.full((2, 2), 1e8, dtype=torch.float64)
+    with pytest.raises(ConfigError, match=r"ridge: lambda must be large enough .*, but got 1e-12\. Raise it"):
+        solve_ridge(singular, torch.ones(2, 1, dtype=torch.float64), 1e-12)
+
+
+def test_dual_and_primal_losses_agree(h: torch.Tensor, y: torch.Tensor) -> None:
+    fit, val, y_fit, y_val = h[:9], h[9:], y[:9], y[9:]
+    dual = validation_losses_dual(fit @ fit.T, val @ fit.T, y_fit, y_val, GRID)
+    primal = validation_losses_primal(fit.T @ fit, fit.T @ y_fit, val.T @ val, val.T @ y_val, 8, GRID)
+    by_hand = []
+    for value in GRID:
+        weight = torch.linalg.inv(fit.T @ fit + value * torch.eye(11, dtype=torch.float64)) @ fit.T @ y_fit
+        by_hand.append(float(((val @ weight - y_val) ** 2).mean()))
+    assert dual == pytest.approx(by_hand, abs=1e-10)
+    assert primal == pytest.approx(by_hand, abs=1e-10)
+    assert len({round(loss, 3) for loss in by_hand}) == 3
+
+
+def test_losses_leave_their_statistics_alone(h: torch.Tensor, y: torch.Tensor) -> None:
+    kernel, gram = h @ h.T, h.T @ h
+    before = kernel.clone(), gram.clone()
+    validation_losses_dual(kernel, kernel, y, y, GRID)
+    validation_losses_primal(gram, h.T @ y, gram, h.T @ y, 17, GRID)
+    assert torch.equal(kernel, before[0])
+    assert torch.equal(gram, before[1])
+
+
+def test_an_unsolvable_ridge_costs_infinity() -> None:
+    zero, one = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    assert validation_losses_dual(zero, zero, one, one, [0.0, 1.0]) == [float("inf"), 1.0]
+    assert validation_losses_primal(zero, zero, zero, zero, 1, [0.0, 1.0]) == [float("inf"), 1.0]
+
+
+def test_the_best_ridge() -> None:
+    assert best_ridge([1.0, 2.0, 3.0], [0.3, 0.1, 0.2]) == 2.0
+    assert best_ridge([1.0, 2.0, 3.0], [0.3, 0.1, 0.1]) == 2.0
+    assert best_ridge([1.0, 2.0], [float("nan"), 0.1]) == 2.0
+    with pytest.raises(ConfigError, match=r"losses must be finite for some lambda, but got \[nan, inf\]\. Look"):
+        best_ridge([1.0, 2.0], [float("nan"), float("inf")])

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from perdure import registry as registry_module
+from perdure.errors import ConfigError, UnknownNameError
+from perdure.registry import Registry
+
+
+@pytest.fixture
+def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package with a registry and two modules, of which one registers itself when imported."""
+    package = tmp_path / "some_plugins"
+    package.mkdir()
+    (package / "__init__.py").write_text("from perdure.registry import Registry\nthings = Registry('t', __name__)\n")
+    (package / "one.py").write_text("from some_plugins import things\nthings.register('one')(1)\n")
+    (package / "none.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield package.name
+    for name in [n for n in sys.modules if n.split(".")[0] == package.name]:
+        del sys.modules[name]
+
+
+def test_things_are_found_by_name() -> None:
+    things: Registry[type] = Registry("thing")
+
+    @things.register("b")
+    class B:
+        pass
+
+    things.register("a")(int)
+    assert things.names() == ["a", "b"]
+    assert things.get("b") is B
+    assert things.get("a") is int
+
+
+def test_a_name_is_taken_once() -> None:
+    things: Registry[object] = Registry("thing")
+    first = object()
+    things.register("x")(first)
+    assert things.register("x")(first) is first
+    with pytest.raises(ConfigError, match=r"thing registry: name must be unused, but got 'x'\. Choose another"):
+        things.register("x")(object())
+    assert things.get("x") is first
+
+
+def test_an_unknown_name_gets_close_matches() -> None:
+    things: Registry[int] = Registry("method")
+    things.register("ranpac")(1)
+    with pytest.raises(UnknownNameError, match=r"method must be known, but got 'ranpca'\. Did you mean 'ranpac'\?"):
+        things.get("ranpca")
+    with pytest.raises(UnknownNameError, match=r"'zzz'\. Known: ranpac\."):
+        things.get("zzz")
+
+
+def test_modules_of_the_package_are_imported_on_first_use(plugins: str) -> None:
+    things: Registry[int] = __import__(plugins).things
+    assert f"{plugins}.one" not in sys.modules
+    assert things.get("one") == 1
+    assert things.names() == ["one"]
+    assert f"{plugins}.none" in sys.modules
+
+
+def test_entry_points_of_other_distributions_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    things: Registry[int] = Registry("thing", group="perdure.things")
+    asked: list[str] = []
+
+    def entry_points(group: str) -> list[SimpleNamespace]:
+        asked.append(group)
+        return [SimpleNamespace(load=lambda: things.register("far")(7))]
+
+    monkeypatch.setattr(registry_module, "entry_points", entry_points)
+    assert things.names() == ["far"]
+    assert things.get("far") == 7
+    assert asked == ["perdure.things"]
+
+
+def test_a_module_that_cannot_be_imported_says_so_every_time(plugins: str) -> None:
+    things: Registry[int] = __import__(plugins).things
+    sys.modules[f"{plugins}.one"] = None  # type: ignore[assignment]
+    for _ in range(2):
+        with pytest.raises(ImportError, match="one"):
+            things.get("one")

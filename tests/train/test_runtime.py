@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from perdure.train import runtime
+
+
+def test_peak_memory_is_what_the_system_says() -> None:
+    peak = runtime.peak_rss_bytes()
+    assert peak is not None
+    assert peak > 50e6  # torch alone is larger: bytes, not kilobytes
+    status = Path("/proc/self/status")
+    if status.exists():
+        of_system = int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+        assert peak == pytest.approx(of_system, rel=0.05)
+    assert runtime.peak_rss_bytes() >= peak
+
+
+def test_peak_memory_on_macos_is_told_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    linux = runtime.peak_rss_bytes()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert runtime.peak_rss_bytes() * 1000 < linux * 2
+
+
+def test_windows_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert runtime.peak_rss_bytes() is None
+    assert runtime.tune_allocator() is False
+
+
+def test_tuning_the_allocator_in_a_fresh_process() -> None:
+    code = "from perdure import tune_allocator as t; a = t(); b = bytearray(1 << 26); print(a, t(), len(b))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    expected = "True" if sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "mallopt") else "False"
+    assert done.stdout.split() == [expected, expected, str(1 << 26)]
+
+
+def test_an_allocator_without_mallopt_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert runtime.tune_allocator() is False
