@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 import yaml
@@ -54,28 +55,20 @@ def list_names(
 ) -> None:
     """List methods, built-in backbones, data sets and the recipes under ./recipes."""
     if what in ("all", "methods"):
-        rows = []
-        for name in methods.names():
-            kind = methods.get(name)
-            tags = kind.tags
-            notes = [
-                "any split, same result" if tags.split_invariant else "",
-                "trains the backbone" if tags.trains_backbone else "",
-                "keeps data" if tags.keeps_data else "",
-            ]
-            rows.append((name, _purpose(sys.modules[kind.__module__]), ", ".join(n for n in notes if n)))
+        rows = [(name, _purpose(sys.modules[methods.get(name).__module__]), _notes(name)) for name in methods.names()]
         _print_table("Methods", ("name", "what it does", "notes"), rows)
     if what in ("all", "backbones"):
         rows = [(name, _purpose(sys.modules[loader.__module__]), "offline") for name, loader in BUILT_IN.items()]
         rows.append(("any timm model", "by its full tag, e.g. vit_base_patch16_224.augreg_in21k", "hub or a file"))
         _print_table("Backbones", ("name", "what it is", "weights"), rows)
     if what in ("all", "data"):
-        rows = [(name, _purpose(datasets.get(name)), "") for name in datasets.names()]
-        rows.append(("any folder", "root/{train,test}/<class>/, root/<class>/ or root/<domain>/<class>/", ""))
-        _print_table("Data sets", ("name", "what it is", ""), rows)
+        named = [(name, _purpose(datasets.get(name))) for name in datasets.names()]
+        folder = ("any folder", "root/{train,test}/<class>/, root/<class>/ or root/<domain>/<class>/")
+        _print_table("Data sets", ("name", "what it is"), [*named, folder])
     if what in ("all", "recipes"):
-        recipes = sorted(Path("recipes").glob("**/*.yaml"))
-        _print_table("Recipes", ("file", "how to run it", ""), [(str(p), _first_comment(p), "") for p in recipes])
+        out.print("[bold]Recipes[/] (perdure run FILE)")
+        for path in sorted(Path("recipes").glob("**/*.yaml")):
+            out.print(f"  {path}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -252,36 +245,46 @@ def _flags(overrides: list[str] | None, directory: Path | None) -> list[str]:
 def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(title=title, title_justify="left", title_style="bold")
     for i, column in enumerate(header):
-        table.add_column(column, overflow="fold", justify="left" if i == 0 or not _all_numbers(rows, i) else "right")
+        numbers = i > 0 and all(set(row[i]) <= set("0123456789.-–") for row in rows)
+        table.add_column(column, overflow="fold", justify="right" if numbers else "left")
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)
 
 
-def _all_numbers(rows: Sequence[Sequence[str]], column: int) -> bool:
-    return all(
-        row[column].replace(".", "").replace("-", "").replace("–", "").isdigit() or not row[column] for row in rows
-    )
-
-
 def _print_settings(title: str, config: type[Config]) -> None:
-    rows = [
-        (name, _type_name(field.annotation), repr(field.default) if not field.is_required() else "required",
-         " ".join([field.description or "", *(str(m) for m in field.metadata)]))
-        for name, field in config.model_fields.items()
-    ]  # fmt: skip
+    rows = []
+    for name, field in config.model_fields.items():
+        bounds = [f"{sign} {bound}" for m in field.metadata for sign, bound in _bounds(m)]
+        default = "required" if field.is_required() else str(field.default)
+        meaning = "; ".join([field.description or "", *bounds])
+        rows.append((name, _type_name(field.annotation), default, meaning))
     _print_table(title, ("key", "type", "default", "meaning and bounds"), rows)
 
 
+def _bounds(constraint: Any) -> list[tuple[str, Any]]:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    return [(sign, getattr(constraint, key)) for key, sign in signs.items() if hasattr(constraint, key)]
+
+
 def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(get_args(annotation))
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 
+def _notes(name: str) -> str:
+    tags = methods.get(name).tags
+    notes = {
+        "any split, same result": tags.split_invariant,
+        "trains the backbone": tags.trains_backbone,
+        "keeps data": tags.keeps_data,
+        "depends on the test batch": tags.depends_on_test_batch,
+    }
+    return ", ".join(note for note, holds in notes.items() if holds)
+
+
 def _purpose(documented: Any) -> str:
-    """The first paragraph of a docstring's first line, without the name it starts with."""
-    return (inspect.getdoc(documented) or "").splitlines()[0]
-
-
-def _first_comment(path: Path) -> str:
-    first = path.read_text().splitlines()[:1]
-    return first[0].removeprefix("# ") if first and first[0].startswith("#") else ""
+    """A docstring's first line, without the markup and the name it may start with."""
+    first = (inspect.getdoc(documented) or "").splitlines()[0].replace("``", "")
+    return re.sub(r"^\w+: ", "", first)

@@ -1,0 +1,78 @@
+"""States on disk: exact, safe, and checked before they are believed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from perdure.errors import CheckpointError
+from perdure.run.checkpoint import load_state, save_state, tensor_bytes
+
+
+def test_nested_states_come_back_as_they_were(tmp_path: Path) -> None:
+    shared = torch.arange(6.0).view(2, 3)
+    state = {
+        "a_": shared,
+        "view_": shared.T,  # a view of the same storage, not contiguous
+        "empty_": torch.zeros(0, 4, dtype=torch.float64),
+        "head_": {"weight": torch.ones(2), "bias": torch.zeros(1)},
+        "list_": [1, 2.5, "x", None, True, torch.tensor(7)],
+        "big_": 2**53 + 1,
+    }
+    save_state(tmp_path, state)
+    back = load_state(tmp_path)
+    assert torch.equal(back["view_"], shared.T)
+    assert back["empty_"].shape == (0, 4)
+    assert back["empty_"].dtype == torch.float64
+    assert torch.equal(back["head_"]["weight"], torch.ones(2))
+    assert back["list_"][:5] == [1, 2.5, "x", None, True]
+    assert back["list_"][5].item() == 7
+    assert back["big_"] == 2**53 + 1
+
+
+def test_no_pickle_is_written(tmp_path: Path) -> None:
+    save_state(tmp_path, {"a_": torch.zeros(2)})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["state.json", "state.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("state", "named"),
+    [
+        ({"model_": {"layer": object()}}, "model_.layer"),
+        ({"set_": {1: torch.zeros(1)}}, "1"),
+        ({"set_": {1, 2}}, "set"),
+    ],
+)
+def test_what_cannot_be_kept_is_named(tmp_path: Path, state: dict, named: str) -> None:
+    with pytest.raises(CheckpointError, match=named):
+        save_state(tmp_path, state)
+
+
+def test_damage_is_noticed(tmp_path: Path) -> None:
+    save_state(tmp_path, {"a_": torch.zeros(100)})
+    file = tmp_path / "state.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"state\.safetensors"):
+        load_state(tmp_path)
+
+
+def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        load_state(tmp_path)
+    save_state(tmp_path, {"a_": torch.zeros(1)})
+    (tmp_path / "state.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="complete"):
+        load_state(tmp_path)
+    (tmp_path / "state.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(CheckpointError, match="99"):
+        load_state(tmp_path)
+
+
+def test_tensor_bytes_counts_every_tensor() -> None:
+    state = {"a_": torch.zeros(3), "b_": {"c": torch.zeros(2, dtype=torch.float64)}, "d_": [torch.zeros(1)], "e_": 5}
+    assert tensor_bytes(state) == 12 + 16 + 4

@@ -1,0 +1,111 @@
+"""Recipes: every problem at once, values by the field's own type, and what is resolved says the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from perdure.backbone import BareNameWarning
+from perdure.errors import ConfigError, RecipeError, UnknownNameError
+from perdure.run import Recipe, load_recipe
+
+GOOD = ["stream.data=synthetic", "stream.tasks=3", "method.name=ranpac"]
+
+
+def test_overrides_alone_make_a_recipe() -> None:
+    r = load_recipe(None, [*GOOD, "method.projection_dim=64", "seed=3", "stream.order_seed=null"])
+    assert (r.method_name, r.method.projection_dim, r.seed, r.stream.order_seed) == ("ranpac", 64, 3, None)  # type: ignore[attr-defined]
+
+
+def test_text_is_read_by_the_fields_type(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    # PyYAML reads 1e-4 as text; the field knows better
+    file.write_text("stream: {data: synthetic, sizes: [2, 4]}\nmethod: {name: joint, lr: 1e-4}\n")
+    r = load_recipe(file, ["stream.skip_corrupt=false", "method.epochs=7"])
+    assert r.method.lr == 1e-4  # type: ignore[attr-defined]
+    assert r.method.epochs == 7  # type: ignore[attr-defined]
+    assert r.stream.skip_corrupt is False
+    assert r.stream.sizes == [2, 4]
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump({"stream": {"data": "synthetic", "tasks": 3}, "method": {"name": "joint"}}))
+    assert load_recipe(file, ["stream.tasks=2", "method.name=simplecil"]).method_name == "simplecil"
+
+
+def test_resolved_values_make_the_same_recipe() -> None:
+    r = load_recipe(None, [*GOOD, "method.preset=pilot"])
+    again = Recipe.from_values(yaml.safe_load(yaml.safe_dump(r.values())))
+    assert again.values() == r.values()
+    assert again.label == r.label
+    assert r.values()["method"]["head"] == "cosine"
+
+
+def test_the_label_tells_recipes_apart() -> None:
+    a, b = load_recipe(None, GOOD), load_recipe(None, [*GOOD, "seed=1"])
+    assert a.label != b.label
+    assert a.label.startswith("synthetic-ranpac-")
+
+
+def test_all_problems_are_listed_at_once_with_close_matches() -> None:
+    bad = ["stream.data=fashon-mnist", "stream.tsks=3", "method.name=ranpack", "backbone.name=vit_bse_patch16_224"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(None, [*bad, "seed=-1", "sede=2"])
+    text = str(caught.value)
+    assert len(caught.value.problems) == 6
+    for hint in ("'fashion-mnist'", "'tasks'", "'ranpac'", "'vit_base_patch16_224'", "'-1'", "'seed'"):
+        assert hint in text
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "-1", "0", "abc"])
+def test_bad_numbers_are_refused_by_name(bad: str) -> None:
+    with pytest.raises(RecipeError, match="ridge_value") as caught:
+        load_recipe(None, [*GOOD, f"method.ridge_value={bad}"])
+    assert bad in str(caught.value)
+
+
+def test_a_bare_timm_name_is_completed_with_a_warning() -> None:
+    with pytest.warns(BareNameWarning, match="augreg2_in21k_ft_in1k"):
+        r = load_recipe(None, [*GOOD, "backbone.name=vit_base_patch16_224"])
+    assert r.backbone.name == "vit_base_patch16_224.augreg2_in21k_ft_in1k"
+
+
+def test_a_method_is_required() -> None:
+    with pytest.raises(RecipeError, match="simplecil"):
+        load_recipe(None, ["stream.data=synthetic"])
+
+
+def test_malformed_recipes_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "simplecil.yaml"
+    with pytest.raises(UnknownNameError, match="nowhere"):
+        load_recipe(tmp_path / "nowhere.yaml")
+    file.write_text("stream: [unclosed")
+    with pytest.raises(UnknownNameError, match=r"Did you mean .*simplecil\.yaml"):
+        load_recipe(tmp_path / "simplecl.yaml")
+    with pytest.raises(ConfigError, match="valid YAML"):
+        load_recipe(file)
+    file.write_text("- a\n- b\n")
+    with pytest.raises(ConfigError, match="a mapping of sections"):
+        load_recipe(file)
+    file.write_text("stream: 5\nmethod: {name: simplecil}\n")
+    with pytest.raises(RecipeError, match="stream must be a mapping of keys, but got 5"):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize("bad", ["lr", "=3", "method.=3", "stream.sizes=[1,"])
+def test_malformed_overrides_are_named(bad: str) -> None:
+    with pytest.raises(ConfigError, match="-s"):
+        load_recipe(None, [*GOOD, bad])
+
+
+def test_an_override_below_a_value_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a section"):
+        load_recipe(None, ["seed=1", "seed.x=2"])
+
+
+def test_a_missing_folder_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"no/such/folder"):
+        load_recipe(None, [*GOOD, "stream.data=no/such/folder"])

@@ -1,0 +1,238 @@
+"""Runs: complete, resumable with the same bits, and careful with what is already there."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import yaml
+from filelock import FileLock
+
+from perdure.errors import CheckpointError, RunDirectoryError, StorageError
+from perdure.methods import Method, methods
+from perdure.run import Results, Runner, load_recipe, read_results
+from perdure.run.checkpoint import load_state
+
+SMALL = ["backbone.name=test_vit", "backbone.pretrained=false", "backbone.device=cpu"]
+METHOD_SETTINGS = {
+    "ranpac": ["method.projection_dim=64"],
+    "finetune": ["method.epochs=1"],
+    "joint": ["method.epochs=3"],
+}
+
+
+def recipe(method: str = "simplecil", *more: str) -> Any:
+    base = ["stream.data=synthetic", "stream.tasks=3", *SMALL, f"method.name={method}"]
+    return load_recipe(None, [*base, *METHOD_SETTINGS.get(method, []), *more])
+
+
+def arrays(run: Path) -> dict[str, Any]:
+    """Everything a run decided: predictions after every task and the last state's tensors."""
+    found: dict[str, Any] = {}
+    for task in sorted((run / "tasks").iterdir()):
+        with np.load(task / "predictions.npz", allow_pickle=False) as npz:
+            found |= {f"{task.name}/{k}": npz[k] for k in npz}
+        if (task / "state.json").exists():
+            found["state"] = json.dumps(load_state(task), default=lambda t: t.tolist())
+    return found
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_leaves_what_the_design_says(tmp_path: Path) -> None:
+    results = Runner(recipe(), tmp_path / "run", command="perdure run x").run()
+    files = sorted(str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file())
+    each = ["cost.json", "predictions.npz"]
+    tasks = [f"tasks/00{i}/{name}" for i in range(3) for name in each]
+    expected = {*tasks, "tasks/002/state.json", "tasks/002/state.safetensors"}
+    assert set(files) == {*expected, ".lock", "log.jsonl", "recipe.yaml", "results.json"}
+    assert results == read_results(tmp_path / "run")
+    saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert saved["fingerprints"] == results.provenance.fingerprints
+    assert saved["versions"]["torch"]
+    events = [json.loads(line)["event"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert events == ["run_started", *["task_started", "task_finished"] * 3, "run_finished"]
+
+
+def test_results_follow_the_schema_in_docs(tmp_path: Path) -> None:
+    Runner(recipe(), tmp_path / "run").run()
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "results.schema.json").read_text())
+    assert schema == Results.model_json_schema(mode="serialization"), "run: python scripts/write_schema.py"
+    jsonschema.validate(json.loads((tmp_path / "run" / "results.json").read_text()), schema)
+
+
+def test_a_single_task_has_null_where_nothing_is_defined(tmp_path: Path) -> None:
+    results = Runner(recipe("simplecil", "stream.tasks=1"), tmp_path / "run").run()
+    assert results.metrics.forgetting is None
+    assert '"forgetting": null' in (tmp_path / "run" / "results.json").read_text()
+
+
+def test_passes_are_one_cold_and_none_warm(tmp_path: Path) -> None:
+    cold = Runner(recipe("simplecil"), tmp_path / "a").run().cost
+    warm = Runner(recipe("ranpac"), tmp_path / "b").run().cost
+    assert (cold.passes_per_train_image, cold.passes_per_test_image) == (1.0, 1.0)
+    assert (warm.passes_per_train_image, warm.passes_per_test_image) == (0.0, 0.0)
+
+
+def test_a_method_that_trains_its_backbone_pays_for_it(tmp_path: Path) -> None:
+    cost = Runner(recipe("finetune"), tmp_path / "a").run().cost
+    assert cost.passes_per_train_image == 1.0  # one epoch
+    assert cost.passes_per_test_image == pytest.approx((1 + 2 + 3) / 3)  # all tests so far, after every task
+
+
+@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_resumed_equals_straight(name: str, stop_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = tmp_path / "straight"
+    Runner(recipe(name), straight).run()
+    original = Method.fit_task
+
+    def dies(self: Method[Any], task: Any) -> Any:
+        if task.index == stop_after:
+            raise KeyboardInterrupt
+        return original(self, task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Method, "fit_task", dies)
+        with pytest.raises(KeyboardInterrupt):
+            Runner(recipe(name), tmp_path / "run").run()
+    results = Runner(recipe(name), tmp_path / "run").run()
+    assert same(arrays(straight), arrays(tmp_path / "run"))
+    assert results.metrics == read_results(straight).metrics
+    assert len(results.cost.train_seconds_per_task) == 3
+
+
+def test_a_killed_process_leaves_whole_tasks_and_resumes(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from perdure.run import Runner, load_recipe\n"
+        "def event(e):\n"
+        "    if e['event'] == 'task_started' and e['task'] == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Runner(load_recipe(None, sys.argv[2:]), Path(sys.argv[1]), on_event=event).run()\n"
+    )
+    overrides = ["stream.data=synthetic", "stream.tasks=3", *SMALL, "method.name=joint", *METHOD_SETTINGS["joint"]]
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run"), *overrides], check=False)
+    assert run.returncode == -signal.SIGKILL
+    assert sorted(p.name for p in (tmp_path / "run" / "tasks").iterdir()) == ["000", "001"]
+    Runner(recipe("joint"), tmp_path / "run").run()
+    Runner(recipe("joint"), tmp_path / "straight").run()
+    assert same(arrays(tmp_path / "run"), arrays(tmp_path / "straight"))
+
+
+def test_a_half_written_task_is_done_again(tmp_path: Path) -> None:
+    Runner(recipe(), tmp_path / "run").run()
+    before = arrays(tmp_path / "run")
+    last = tmp_path / "run" / "tasks" / "002"
+    Runner(recipe(), tmp_path / "all", keep_states="all").run()
+    (tmp_path / "all" / "results.json").unlink()
+    (tmp_path / "all" / "tasks" / "002").rename(tmp_path / "all" / "tasks" / ".002")
+    Runner(recipe(), tmp_path / "all", keep_states="all").run()
+    assert last.is_dir()
+    assert same(before, arrays(tmp_path / "all"))
+
+
+def test_a_finished_run_is_only_read(tmp_path: Path) -> None:
+    first = Runner(recipe(), tmp_path / "run").run()
+    stamp = (tmp_path / "run" / "results.json").stat().st_mtime_ns
+    assert Runner(recipe(), tmp_path / "run").run() == first
+    assert (tmp_path / "run" / "results.json").stat().st_mtime_ns == stamp
+
+
+def test_another_recipe_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+    Runner(recipe(), tmp_path / "run").run()
+    with pytest.raises(RunDirectoryError, match=r"seed = 0 there, 5 asked for"):
+        Runner(recipe("simplecil", "seed=5"), tmp_path / "run").run()
+    assert RunDirectoryError.exit_code == 2
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("…")
+    with pytest.raises(RunDirectoryError, match=r"thesis\.tex"):
+        Runner(recipe(), tmp_path).run()
+
+
+def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"), pytest.raises(RunDirectoryError, match="in use"):
+        Runner(recipe(), tmp_path).run()
+
+
+def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        Runner(recipe(), tmp_path / "file" / "run").run()
+
+
+def test_a_full_disk_keeps_the_finished_tasks(tmp_path: Path) -> None:
+    """The state of the second task no longer fits: the first stays, and the same command goes on."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from perdure.run import Runner, load_recipe\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "def event(e):\n"
+        "    if e['event'] == 'task_started' and e['task'] == 1:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))\n"
+        "try: Runner(load_recipe(None, sys.argv[2:]), Path(sys.argv[1]), on_event=event).run()\n"
+        "except Exception as error: print(type(error).__name__, error); sys.exit(error.exit_code)\n"
+    )
+    overrides = ["stream.data=synthetic", "stream.tasks=3", *SMALL, "method.name=ranpac", "method.projection_dim=128"]
+    # warm the feature store first, so that the limit meets the run directory and nothing else
+    Runner(load_recipe(None, overrides), tmp_path / "warm").run()
+    command = [sys.executable, "-c", code, str(tmp_path / "run"), *overrides]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert run.returncode == 1, run.stderr
+    assert "StorageError" in run.stdout
+    assert str(tmp_path / "run") in run.stdout
+    assert [p.name for p in (tmp_path / "run" / "tasks").glob("[0-9]*")] == ["000"]
+    Runner(load_recipe(None, overrides), tmp_path / "run").run()
+    assert same(arrays(tmp_path / "run"), arrays(tmp_path / "warm"))
+
+
+def test_a_state_of_the_wrong_task_is_refused(tmp_path: Path) -> None:
+    Runner(recipe(), tmp_path / "run", keep_states="all").run()
+    tasks = tmp_path / "run" / "tasks"
+    (tmp_path / "run" / "results.json").unlink()
+    for name in ("state.json", "state.safetensors"):
+        (tasks / "002" / name).write_bytes((tasks / "000" / name).read_bytes())
+    with pytest.raises(CheckpointError, match="1 tasks in"):
+        Runner(recipe(), tmp_path / "run").run()
+
+
+def test_damaged_predictions_and_results_are_named(tmp_path: Path) -> None:
+    Runner(recipe(), tmp_path / "run").run()
+    (tmp_path / "run" / "results.json").unlink()
+    (tmp_path / "run" / "tasks" / "001" / "predictions.npz").write_bytes(b"PK damaged")
+    with pytest.raises(CheckpointError, match="001"):
+        Runner(recipe(), tmp_path / "run").run()
+    with pytest.raises(RunDirectoryError, match="finished run directory"):
+        read_results(tmp_path / "run")
+    (tmp_path / "run" / "results.json").write_text('{"version": "new"}')
+    with pytest.raises(CheckpointError, match="valid results"):
+        read_results(tmp_path / "run")
+
+
+def test_other_versions_are_logged_not_refused(tmp_path: Path) -> None:
+    Runner(recipe(), tmp_path / "run").run()
+    file = tmp_path / "run" / "recipe.yaml"
+    file.write_text(file.read_text().replace("perdure: ", "perdure: 0.0.0+"))
+    Runner(recipe(), tmp_path / "run").run()
+    assert "versions_changed" in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_cost_is_measured(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    cost = Runner(recipe("ranpac"), tmp_path / "run").run().cost
+    assert 0 < cost.train_seconds + cost.eval_seconds < time.perf_counter() - start
+    assert cost.learned_parameters == 64 * 6
+    assert cost.stored_bytes > 64 * 64 * 8
+    assert cost.exemplars == 0
+    assert cost.peak_rss_bytes is not None
+    assert cost.peak_rss_bytes <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,236 @@
+"""The command line: what it prints, what it exits with, and that it is the same as the Python interface."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from perdure import cli
+from perdure.data import LabelledImages
+from perdure.methods import methods
+from perdure.run import Runner, load_recipe, read_results
+
+TINY = [
+    "-s", "stream.data=synthetic", "-s", "stream.tasks=3", "-s", "backbone.name=test_vit",
+    "-s", "backbone.pretrained=false", "-s", "backbone.device=cpu",
+]  # fmt: skip
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def perdure(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Calls the command line in an empty directory; gives (exit code, stdout, stderr), unwrapped."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "tune_allocator", lambda: True)  # process-wide: not in a test process
+    for console in (cli.out, cli.err):
+        monkeypatch.setattr(console, "_width", 200)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main(arguments)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def image_folder(root: Path, classes: int = 3, each: int = 3, parts: tuple[str, ...] = ("train", "test")) -> Path:
+    for part in parts:
+        for c in range(classes):
+            folder = root / part / f"class_{c}"
+            folder.mkdir(parents=True)
+            for i in range(each):
+                colour = (60 * c, 10 * i, 100 if part == "train" else 200)
+                Image.new("RGB", (40, 40), colour).save(folder / f"{i}.png")
+    return root
+
+
+def test_version_help_and_unknown_commands(perdure: Call) -> None:
+    assert perdure("--version")[1].strip() == "0.1.0"
+    assert perdure("--help")[0] == 0
+    assert perdure("nonsense")[0] == 2
+    assert perdure("run", "--nonsense")[0] == 2
+
+
+def test_ls_names_everything(perdure: Call) -> None:
+    code, text, _ = perdure("ls")
+    assert code == 0
+    for name in (*methods.names(), "efficientnet_lite0", "fashion-mnist", "digits", "root/<domain>/<class>/"):
+        assert name in text
+    assert "fashion-mnist" not in perdure("ls", "methods")[1]
+
+
+def test_show_explains_methods_data_backbones_and_recipes(perdure: Call, tmp_path: Path) -> None:
+    assert "projection_dim" in perdure("show", "ranpac")[1]
+    assert "> 0; < 1" in perdure("show", "ranpac")[1]
+    assert "order_seed" in perdure("show", "digits")[1]
+    assert "1280 features per image" in perdure("show", "efficientnet_lite0")[1]
+    assert "64 features per image" in perdure("show", "test_vit")[1]
+    (tmp_path / "r.yaml").write_text("stream: {data: synthetic, tasks: 2}\nmethod: {name: joint}\n")
+    assert "epochs: 4" in perdure("show", "r.yaml", "-s", "method.epochs=4")[1]
+    code, _, error = perdure("show", "ranpak")
+    assert code == 2
+    assert "Did you mean 'ranpac'" in error
+
+
+def test_run_prints_table_report_and_the_command_that_repeats_it(perdure: Call, tmp_path: Path) -> None:
+    code, text, _ = perdure("run", *TINY, "-s", "method.name=simplecil", "--out", "my run")
+    assert code == 0
+    assert "simplecil" in text
+    assert (tmp_path / "my run" / "report.html").is_file()
+    command = text.split("repeat it: ")[1].strip()
+    assert command.endswith("--out 'my run'")
+    assert read_results(tmp_path / "my run").provenance.command == command
+
+
+def test_the_command_line_equals_the_python_interface(perdure: Call, tmp_path: Path) -> None:
+    overrides = [*TINY, "-s", "method.name=ranpac", "-s", "method.projection_dim=64"]
+    perdure("run", *overrides, "--out", "cli")
+    Runner(load_recipe(None, [o for o in overrides if o != "-s"]), tmp_path / "api").run()
+    assert read_results(tmp_path / "cli").metrics == read_results(tmp_path / "api").metrics
+
+
+def test_report_compares_runs(perdure: Call, tmp_path: Path) -> None:
+    for name in ("simplecil", "joint"):
+        perdure("run", *TINY, "-s", f"method.name={name}", "--out", name)
+    code, text, _ = perdure("report", "simplecil", "joint", "--out", "both.html")
+    assert code == 0
+    page = (tmp_path / text.strip()).read_text()
+    assert "SimpleCIL" in page
+    assert "Joint" in page
+
+
+def test_check_exits_with_one_if_a_promise_is_broken(perdure: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert perdure("check", "simplecil")[0] == 0
+    monkeypatch.setattr(methods.get("simplecil"), "columns", lambda self, labels: 1 / 0)
+    code, text, _ = perdure("check", "simplecil")
+    assert code == 1
+    assert "ZeroDivisionError" in text
+
+
+def test_data_check_reports_and_exits(perdure: Call, tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images")
+    assert perdure("data", "check", "images")[0] == 0
+    (root / "train" / "class_0" / "broken.jpg").write_bytes(b"\xff\xd8 no jpeg")
+    code, text, _ = perdure("data", "check", "images")
+    assert code == 1
+    assert "broken.jpg" in text
+    assert perdure("data", "check", "nowhere")[0] == 2
+
+
+BAD_REQUESTS = {
+    "unknown method": (["-s", "method.name=simplecill"], "Did you mean 'simplecil'"),
+    "unknown data": (["-s", "method.name=joint", "-s", "stream.data=digit"], "Did you mean 'digits'"),
+    "unknown backbone": (["-s", "method.name=joint", "-s", "backbone.name=test_vitt"], "Did you mean 'test_vit'"),
+    "unknown key": (["-s", "method.name=joint", "-s", "method.epoch=3"], "Did you mean 'epochs'"),
+    "unknown section": (["-s", "method.name=joint", "-s", "streem.tasks=3"], "Did you mean 'stream'"),
+    "missing folder": (["-s", "method.name=joint", "-s", "stream.data=./nowhere"], "./nowhere"),
+    "empty folder": (["-s", "method.name=joint", "-s", "stream.data=empty"], "one sub-folder per class"),
+    "fewer classes than tasks": (["-s", "method.name=joint", "-s", "stream.tasks=7"], "got 7"),
+    "negative number": (["-s", "method.name=joint", "-s", "method.lr=-1"], "'-1'"),
+    "not a number": (["-s", "method.name=joint", "-s", "method.lr=nan"], "'nan'"),
+    "unknown device": (["-s", "method.name=joint", "-s", "backbone.device=gpu9"], "gpu9"),
+    "no recipe file": (["nowhere.yaml"], "nowhere.yaml"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+def test_a_wrong_request_exits_with_two_and_no_traceback(case: str, perdure: Call, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    arguments, said = BAD_REQUESTS[case]
+    code, out, error = perdure("run", *TINY, *arguments)
+    assert code == 2, error
+    assert said in error
+    assert "Traceback" not in out + error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_directory_of_another_recipe_exits_with_two(perdure: Call) -> None:
+    perdure("run", *TINY, "-s", "method.name=joint", "--out", "r")
+    code, _, error = perdure("run", *TINY, "-s", "method.name=simplecil", "--out", "r")
+    assert code == 2
+    assert "method.name = 'joint' there" in error
+
+
+def test_failed_work_exits_with_one_and_names_every_file(perdure: Call, tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images")
+    bad = [root / "train" / "class_0" / "a.jpg", root / "test" / "class_1" / "b.png"]
+    for path in bad:
+        path.write_bytes(b"")
+    arguments = [*TINY, "-s", "stream.data=images", "-s", "method.name=simplecil", "--out", "r"]
+    code, _, error = perdure("run", *arguments)
+    assert code == 1
+    assert all(path.name in error for path in bad)
+    code, _, error = perdure("run", *arguments, "-s", "stream.skip_corrupt=true")
+    assert code == 0
+    assert all(path.name in error for path in bad)
+    assert len(read_results(tmp_path / "r").provenance.quarantined) == 2
+
+
+def test_a_test_class_that_train_never_has_exits_with_one(perdure: Call, tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images")
+    (root / "train" / "class_2").rename(root / "train" / "class_9")
+    code, _, error = perdure("run", *TINY, "-s", "stream.data=images", "-s", "method.name=joint")
+    assert code == 1
+    assert "class_2" in error
+
+
+def test_nan_features_exit_with_one_and_name_the_image(perdure: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from perdure import Backbone
+
+    monkeypatch.setattr(
+        Backbone, "embed", lambda self, images: images.float().mean((2, 3)).repeat(1, 22)[:, :64] * float("nan")
+    )
+    code, _, error = perdure("run", *TINY, "-s", "method.name=simplecil")
+    assert code == 1
+    assert "synthetic/train[0]" in error
+
+
+def test_labels_out_of_range_are_refused() -> None:
+    from perdure.data.named import dataset_of_arrays
+    from perdure.data.synthetic import synthetic_dataset
+    from perdure.errors import DataError
+
+    good: LabelledImages = synthetic_dataset([0, 1]).train
+    pixels = good.source._pixels  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=r"\[7\]"):
+        dataset_of_arrays("mine", (pixels, good.labels * 7), (pixels, good.labels), ["a", "b"])
+
+
+def test_a_defect_of_ours_is_short_without_debug_and_whole_with_it(
+    perdure: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "check_method", lambda *a, **k: 1 / 0)
+    code, _, error = perdure("check", "joint")
+    assert code == 1
+    assert "ZeroDivisionError" in error
+    assert "--debug" in error
+    with pytest.raises(ZeroDivisionError):
+        perdure("check", "joint", "--debug")
+
+
+def test_debug_shows_the_traceback_of_a_refusal(perdure: Call) -> None:
+    from perdure.errors import UnknownNameError
+
+    with pytest.raises(UnknownNameError):
+        perdure("--debug", "show", "nothing_i_know")
+
+
+def test_the_installed_command_works(tmp_path: Path) -> None:
+    command = Path(sys.executable).parent / "perdure"
+    run = subprocess.run([command, "ls", "methods"], check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0
+    assert "simplecil" in run.stdout
+    run = subprocess.run([command, "check", "nothing"], check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
