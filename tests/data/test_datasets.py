@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from perdure.data import ArraySource, Dataset, LabelledImages, load_dataset
-from perdure.data.datasets import cache_dir, datasets, domain_datasets, folder_dataset
+from perdure.data.datasets import cache_dir, datasets, domain_datasets
 from perdure.errors import DataError, DataNotFoundError, SplitError, UnknownNameError
 
 
@@ -153,12 +153,6 @@ def test_no_domain_is_refused(tmp_path: Path) -> None:
         assert repr(str(root)) in str(caught.value)
 
 
-def test_given_class_ids_are_used_as_they_are(root: Path) -> None:
-    data = folder_dataset(fill(root, a=5, b=5), class_ids={"a": 2**40, "b": -3})
-    assert data.train.classes == (-3, 2**40)
-    assert data.class_names == {2**40: "a", -3: "b"}
-
-
 def test_the_cache_has_a_home_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PERDURE_CACHE")
     assert cache_dir() == Path.home() / ".cache" / "perdure"
@@ -167,3 +161,18 @@ def test_the_cache_has_a_home_by_default(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_real_images_split_into_tasks_without_loss(shared_data: Path) -> None:
     data = load_dataset(shared_data / "cifar10")
     assert (len(data.train), len(data.test), len(data.class_names)) == (2000, 600, 10)
+
+
+def test_every_corrupt_file_of_every_domain_is_named(root: Path) -> None:
+    for domain in ("day", "night"):
+        for name in ("cat", "dog"):
+            folder = root / domain / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8), (len(name) * 9, 3, len(domain))).save(folder / "good.png")
+        (root / domain / "cat" / f"bad_{domain}.png").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        domain_datasets(root)
+    assert "bad_day.png" in str(caught.value)
+    assert "bad_night.png" in str(caught.value)
+    quarantined = [q for d in domain_datasets(root, skip_corrupt=True).values() for q in d.quarantined]
+    assert len(quarantined) == 2

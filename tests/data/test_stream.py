@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses as dc
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -287,3 +288,10 @@ def test_caltech101_in_ten_tasks(shared_data: Path) -> None:
     findings = check_folder(shared_data / "caltech101")
     assert not [f for f in findings if f.severity == "error"]
     assert not [f for f in findings if f.kind == "similar-class-names"]
+
+
+@pytest.mark.parametrize("bad", [{"order_seed": -1}, {"split_seed": 2**32}, {"scenario": "domains"}])
+def test_bad_seeds_and_scenarios_are_named(bad: dict) -> None:
+    (value,) = bad.values()
+    with pytest.raises(SplitError, match=re.escape(repr(value))):
+        load_stream("synthetic", tasks=2, **bad)

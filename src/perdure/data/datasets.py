@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses as dc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -96,44 +96,25 @@ def folder_dataset(
     test_fraction: float = 0.2,
     split_seed: int = 0,
     skip_corrupt: bool = False,
-    class_ids: Mapping[str, int] | None = None,
 ) -> Dataset:
-    """An image folder as a data set; class ids follow the sorted class names unless given.
+    """An image folder as a data set; class ids follow the sorted class names.
 
     Args:
         root: ``root/{train,test}/<class>/…`` (``val`` serves where there is no ``test``) or ``root/<class>/…``.
         test_fraction: share of each class held out where there is no test part; a class of one image keeps it in train.
         split_seed: seed of that split.
         skip_corrupt: leave corrupt files out and record them.
-        class_ids: class name to id, for several folders that share their classes.
 
     Raises:
         SplitError: if ``test_fraction`` is not a fraction.
         DataNotFoundError: if a folder is missing or empty.
         DataError: naming every corrupt file, or test classes that train never has.
     """
-    if not 0 <= test_fraction < 1:
-        hint = "Give the share to hold out, e.g. 0.2"
-        raise SplitError("data", "test_fraction", "at least 0 and below 1", test_fraction, hint)
-    parts = split_parts(root)
-    files = {part: class_files(folder) for part, folder in parts.items()}
-    ids = dict(class_ids or {name: i for i, name in enumerate(sorted({n for f in files.values() for n in f}))})
-    checked = {part: check_classes(per_class) for part, per_class in files.items()}
-    everything = [f for per_class in checked.values() for images in per_class.values() for f in images]
+    _require_fraction(test_fraction)
+    parts = _checked_parts(root)
     if not skip_corrupt:
-        refuse_corrupt(everything)
-    good = {
-        part: {name: [f for f in images if f.problem is None] for name, images in per_class.items()}
-        for part, per_class in checked.items()
-    }
-    train, test = (good["train"], good["test"]) if "test" in good else _split(good["train"], test_fraction, split_seed)
-    return Dataset(
-        name=str(root),
-        train=_labelled(train, ids),
-        test=_labelled(test, ids),
-        class_names={i: name for name, i in ids.items()},
-        quarantined=tuple(f"{f.path}: {f.problem}" for f in everything if f.problem is not None),
-    )
+        refuse_corrupt(_files_of(parts))
+    return _dataset(str(root), parts, _ids([parts]), test_fraction, split_seed)
 
 
 def split_parts(root: Path) -> dict[str, Path]:
@@ -172,16 +153,60 @@ def domain_datasets(
     Raises:
         SplitError: if ``test_fraction`` is not a fraction.
         DataNotFoundError: if there is no domain, or a folder is missing or empty.
-        DataError: naming every corrupt file of the first domain that has one.
+        DataError: naming every corrupt file, or a domain's test classes that its train never has.
     """
     if not root.is_dir() or not folders_in(root):
         hint = "Put each domain's classes into root/<domain>/<class>/"
         raise DataNotFoundError("data", "folder", "one sub-folder per domain", str(root), hint)
-    domains = folders_in(root)
-    names = {name for d in domains for part in split_parts(d).values() for name in class_files(part)}
-    ids = {name: i for i, name in enumerate(sorted(names))}
-    options = {"test_fraction": test_fraction, "split_seed": split_seed, "skip_corrupt": skip_corrupt}
-    return {d.name: folder_dataset(d, class_ids=ids, **options) for d in domains}  # type: ignore[arg-type]
+    _require_fraction(test_fraction)
+    domains = {d.name: _checked_parts(d) for d in folders_in(root)}
+    if not skip_corrupt:
+        refuse_corrupt([f for parts in domains.values() for f in _files_of(parts)])
+    ids = _ids(domains.values())
+    return {n: _dataset(f"{root}/{n}", parts, ids, test_fraction, split_seed) for n, parts in domains.items()}
+
+
+def _require_fraction(test_fraction: float) -> None:
+    if not 0 <= test_fraction < 1:
+        hint = "Give the share to hold out, e.g. 0.2"
+        raise SplitError("data", "test_fraction", "at least 0 and below 1", test_fraction, hint)
+
+
+def _checked_parts(root: Path) -> dict[str, dict[str, list[CheckedFile]]]:
+    """``train`` and perhaps ``test``, each class name to its checked files."""
+    files = {part: class_files(folder) for part, folder in split_parts(root).items()}
+    return {part: check_classes(per_class) for part, per_class in files.items()}
+
+
+def _files_of(parts: Mapping[str, Mapping[str, list[CheckedFile]]]) -> list[CheckedFile]:
+    return [f for per_class in parts.values() for files in per_class.values() for f in files]
+
+
+def _ids(folders: Iterable[Mapping[str, Mapping[str, list[CheckedFile]]]]) -> dict[str, int]:
+    names = {name for parts in folders for per_class in parts.values() for name in per_class}
+    return {name: i for i, name in enumerate(sorted(names))}
+
+
+def _dataset(
+    name: str,
+    parts: Mapping[str, Mapping[str, list[CheckedFile]]],
+    ids: Mapping[str, int],
+    test_fraction: float,
+    split_seed: int,
+) -> Dataset:
+    """The readable files as a data set, split by us where there is no test part."""
+    good = {
+        part: {name: [f for f in files if f.problem is None] for name, files in per_class.items()}
+        for part, per_class in parts.items()
+    }
+    train, test = (good["train"], good["test"]) if "test" in good else _split(good["train"], test_fraction, split_seed)
+    return Dataset(
+        name=name,
+        train=_labelled(train, ids),
+        test=_labelled(test, ids),
+        class_names={i: name for name, i in ids.items()},
+        quarantined=tuple(f"{f.path}: {f.problem}" for f in _files_of(parts) if f.problem is not None),
+    )
 
 
 def _labelled(per_class: Mapping[str, list[CheckedFile]], ids: Mapping[str, int]) -> LabelledImages:

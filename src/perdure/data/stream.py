@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from perdure.data.datasets import Dataset, domain_datasets, load_dataset
 from perdure.data.images import LabelledImages
 from perdure.errors import SplitError, StreamError, did_you_mean
 from perdure.types import ClassId
+
+SCENARIOS = ("class", "domain")
 
 
 @dc.dataclass(frozen=True, slots=True)
@@ -226,23 +228,29 @@ def load_stream(
         UnknownNameError, DataNotFoundError, DataError: see :func:`perdure.data.datasets.load_dataset`.
         SplitError: if the split asked for does not fit the data.
     """
+    _require_valid(scenario, order_seed=order_seed, split_seed=split_seed)
+    folder: dict[str, Any] = {"test_fraction": test_fraction, "split_seed": split_seed, "skip_corrupt": skip_corrupt}
+    draw = (train_per_class, test_per_class, split_seed)
     if scenario == "domain":
         given = {"tasks": tasks, "base": base, "increment": increment, "sizes": sizes, "class_order": class_order}
         asked = [k for k, v in given.items() if v is not None]
         if asked:
             hint = "Remove them: each domain folder is one task"
             raise SplitError("stream", "split keys", "absent for scenario=domain", asked, hint)
-        domains = domain_datasets(
-            Path(data).expanduser(), test_fraction=test_fraction, split_seed=split_seed, skip_corrupt=skip_corrupt
-        )
-        return domain_incremental(
-            {n: _thin(d, train_per_class, test_per_class, split_seed) for n, d in domains.items()}
-        )
-    whole = load_dataset(data, test_fraction=test_fraction, split_seed=split_seed, skip_corrupt=skip_corrupt)
-    dataset = _thin(whole, train_per_class, test_per_class, split_seed)
+        domains = domain_datasets(Path(data).expanduser(), **folder)
+        return domain_incremental({name: _thin(domain, *draw) for name, domain in domains.items()})
+    dataset = _thin(load_dataset(data, **folder), *draw)
     names = {c: dataset.class_names[c] for c in dataset.train.classes}
     groups = task_sizes(len(names), tasks=tasks, base=base, increment=increment, sizes=sizes)
     return class_incremental(dataset, groups, order_classes(names, seed=order_seed, given=class_order))
+
+
+def _require_valid(scenario: str, **seeds: int | None) -> None:
+    for name, value in seeds.items():
+        if value is not None and not 0 <= value < 2**32:
+            raise SplitError("stream", name, "between 0 and 2**32 - 1", value, "Choose another seed")
+    if scenario not in SCENARIOS:
+        raise SplitError("stream", "scenario", f"one of {SCENARIOS}", scenario, did_you_mean(scenario, SCENARIOS))
 
 
 def _thin(dataset: Dataset, train: int | None, test: int | None, seed: int) -> Dataset:

@@ -37,8 +37,8 @@ from perdure.train.loop import train
 class FinetuneConfig(MethodConfig):
     """Settings of sequential fine-tuning."""
 
-    lr: float = Field(0.01, gt=0, description="peak learning rate of SGD with momentum 0.9")
-    epochs: int = Field(3, ge=1, description="passes over each task")
+    lr: float = Field(0.03, gt=0, description="peak learning rate of SGD with momentum 0.9")
+    epochs: int = Field(5, ge=1, description="passes over each task")
     batch_size: int = Field(16, ge=1, description="images per step")
     weight_decay: float = Field(5e-4, ge=0, description="of all parameters")
     clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
@@ -56,12 +56,7 @@ class Finetune(Method[FinetuneConfig]):
     """One network, trained on whatever comes."""
 
     Config = FinetuneConfig
-    tags: ClassVar = Tags(
-        trains_backbone=True,
-        small={"epochs": 1, "batch_size": 8},
-        learns={"epochs": 12, "lr": 0.02},
-        expected_failures={"check_remembers_first_task": "forgetting is what this lower bound is there to show"},
-    )
+    tags: ClassVar = Tags(trains_backbone=True, small={"epochs": 1, "batch_size": 8}, learns={"epochs": 12, "lr": 0.02})
 
     def __init__(
         self,

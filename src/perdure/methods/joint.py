@@ -31,7 +31,7 @@ from perdure.train.loop import shuffled, train
 class JointConfig(MethodConfig):
     """Settings of the linear probe."""
 
-    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
     epochs: int = Field(20, ge=1, description="passes over all cached features, per task")
     batch_size: int = Field(128, ge=1, description="features per step")
     weight_decay: float = Field(1e-2, ge=0, description="of weights and biases")

@@ -1,0 +1,110 @@
+"""Four methods on Caltech-101, ten tasks: accuracy, passes cold and warm, and invariance to the split.
+
+    python benchmarks/caltech101.py [--data ../shared/data/caltech101] [--projection-dim 10000]
+
+Every run starts from the recipes in recipes/caltech101. Stores are made for the benchmark and thrown away, so that
+"cold" means cold. Writes benchmarks/results/caltech101.json; the runs and their report stay in runs/caltech101.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from perdure import Backbone, FeatureStore, tune_allocator
+from perdure.run import Results, Runner, load_recipe
+from perdure.run.report import accuracy_table, write_report
+from perdure.run.runner import read_predictions
+from perdure.run.summary import machine, now, versions
+
+RESULTS = Path(__file__).parent / "results" / "caltech101.json"
+RUNS = Path("runs/caltech101")
+METHODS = ("finetune", "simplecil", "ranpac", "joint")
+SPLITS = (1, 5, 10, 20)
+
+
+def run(method: str, out: Path, store: Path, overrides: list[str]) -> Results:
+    """One run into an empty directory with the given feature store."""
+    shutil.rmtree(out, ignore_errors=True)
+    recipe = Path(f"recipes/caltech101/{method}.yaml")
+    return Runner(load_recipe(recipe, overrides), out, store=FeatureStore(store), command=f"perdure run {recipe}").run()
+
+
+def row(results: Results) -> dict:
+    """The figures of one run that go into the result file."""
+    return {"metrics": results.metrics.model_dump(), "cost": results.cost.model_dump()}
+
+
+def four_methods(folder: Path, overrides: dict[str, list[str]]) -> dict[str, Results]:
+    """All methods from one store, the first feature method cold, the others warm."""
+    runs = {}
+    for method in METHODS:
+        runs[method] = run(method, RUNS / method, folder / "shared", overrides[method])
+        print(*accuracy_table({method: runs[method]})[1], flush=True)
+    return runs
+
+
+def passes(folder: Path, overrides: dict[str, list[str]]) -> dict[str, dict[str, float]]:
+    """Passes per image when each of two methods comes first, and when it comes second."""
+    found = {}
+    for first, second in (("simplecil", "ranpac"), ("ranpac", "simplecil")):
+        for state, method in (("cold", first), ("warm", second)):
+            cost = run(method, folder / "run", folder / f"store-{first}", overrides[method]).cost
+            found[f"{method} {state}"] = {
+                "passes_per_train_image": cost.passes_per_train_image,
+                "passes_per_test_image": cost.passes_per_test_image,
+            }
+    return found
+
+
+def split_invariance(folder: Path, overrides: dict[str, list[str]]) -> dict[str, dict]:
+    """Final predictions per test image for 1, 5, 10 and 20 tasks, each from a cold store of its own."""
+    found = {}
+    for method, extra in (("simplecil", []), ("ranpac", ["method.ridge=fixed"])):
+        predictions = {}
+        for tasks in SPLITS:
+            out = folder / f"{method}-{tasks}"
+            results = run(method, out, folder / f"split-{tasks}", [*overrides[method], *extra, f"stream.tasks={tasks}"])
+            p = read_predictions(out / "tasks" / f"{tasks - 1:03d}")
+            order = np.argsort(p.labels, kind="stable")  # images of a class keep their order in every split
+            predictions[tasks] = p.top[order, 0]
+            print(method, tasks, "tasks:", results.metrics.last_accuracy, flush=True)
+        different = {str(t): int((predictions[t] != predictions[1]).sum()) for t in SPLITS}
+        found[method] = {"different_predictions_from_one_task": different, "test_images": len(predictions[1])}
+    return found
+
+
+def main() -> None:
+    """Runs everything and writes the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="../shared/data/caltech101")
+    parser.add_argument("--projection-dim", type=int, default=10_000)
+    arguments = parser.parse_args()
+    tune_allocator()
+    data = [f"stream.data={arguments.data}"]
+    overrides = {m: data for m in METHODS}
+    overrides["ranpac"] = [*data, f"method.projection_dim={arguments.projection_dim}"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        runs = four_methods(folder, overrides)
+        report = {
+            "command": "python benchmarks/caltech101.py",
+            "date": now(),
+            "machine": machine(Backbone.load("efficientnet_lite0")),
+            "versions": versions(),
+            "recipes": {m: r.provenance.recipe for m, r in runs.items()},
+            "runs": {m: row(r) for m, r in runs.items()},
+            "passes": passes(folder, overrides),
+            "split_invariance": split_invariance(folder, overrides),
+        }
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    print(write_report([RUNS / m for m in METHODS], RUNS / "report.html"))
+
+
+if __name__ == "__main__":
+    main()

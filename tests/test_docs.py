@@ -1,0 +1,59 @@
+"""What the documents say is true: their code runs, their links lead somewhere, their numbers are the committed ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+RESULTS = json.loads((ROOT / "benchmarks/results/caltech101.json").read_text())
+
+
+def python_blocks(path: Path) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL))
+
+
+def test_the_tutorial_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    scope: dict[str, Any] = {"__name__": "perdure.tutorial"}
+    import sys
+    import types
+
+    sys.modules["perdure.tutorial"] = types.ModuleType("perdure.tutorial")
+    try:
+        exec(compile(python_blocks(ROOT / "docs/tutorial.md"), "tutorial", "exec"), scope)
+    finally:
+        del sys.modules["perdure.tutorial"]
+    assert capsys.readouterr().out.splitlines()[-1] == "['check_docstring_names_its_source']"
+
+
+def test_the_readme_example_runs() -> None:
+    code = python_blocks(ROOT / "README.md")
+    small = code.replace('"path/to/images", tasks=10', '"synthetic", tasks=2')
+    small = small.replace('"efficientnet_lite0"', '"test_vit", pretrained=False')
+    assert small != code
+    scope: dict[str, Any] = {}
+    exec(compile(small, "README", "exec"), scope)
+    assert len(scope["ids"]) == len(scope["stream"].test(0))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_to_files(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text())
+    missing = [link for link in links if not link.startswith("http") and not (path.parent / link).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "REPRODUCE.md"])
+@pytest.mark.parametrize("method", ["finetune", "simplecil", "ranpac", "joint"])
+def test_accuracies_are_the_committed_ones(document: str, method: str) -> None:
+    metrics = RESULTS["runs"][method]["metrics"]
+    (row,) = [
+        line for line in (ROOT / document).read_text().splitlines() if line.startswith(f"| `{method}` | Caltech-101")
+    ]
+    for key in ("last_accuracy", "average_incremental_accuracy"):
+        assert f"{100 * metrics[key]:.1f}" in row, key
