@@ -56,7 +56,12 @@ class Finetune(Method[FinetuneConfig]):
     """One network, trained on whatever comes."""
 
     Config = FinetuneConfig
-    tags: ClassVar = Tags(trains_backbone=True, small={"epochs": 1, "batch_size": 8}, learns={"epochs": 12, "lr": 0.02})
+    tags: ClassVar = Tags(
+        trains_backbone=True,
+        small={"epochs": 1, "batch_size": 8},
+        learns={"epochs": 8, "lr": 0.02},
+        expected_failures={"check_remembers_first_task": "forgetting is what this lower bound is there to show"},
+    )
 
     def __init__(
         self,
