@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from perdure import Backbone, FeatureStore, tune_allocator
-from perdure.run import Results, Runner, load_recipe
+from perdure import Backbone
+from perdure.run import Results, read_results
 from perdure.run.report import accuracy_table, write_report
 from perdure.run.runner import read_predictions
 from perdure.run.summary import machine, now, versions
@@ -29,10 +32,14 @@ SPLITS = (1, 5, 10, 20)
 
 
 def run(method: str, out: Path, store: Path, overrides: list[str]) -> Results:
-    """One run into an empty directory with the given feature store."""
+    """One run as a user starts it, in a process of its own, into an empty directory, with the given feature store."""
     shutil.rmtree(out, ignore_errors=True)
-    recipe = Path(f"recipes/caltech101/{method}.yaml")
-    return Runner(load_recipe(recipe, overrides), out, store=FeatureStore(store), command=f"perdure run {recipe}").run()
+    flags = [part for text in overrides for part in ("-s", text)]
+    command = ["perdure", "run", f"recipes/caltech101/{method}.yaml", *flags, "--out", str(out)]
+    environment = {**os.environ, "PERDURE_CACHE": str(store)}
+    executable = Path(sys.executable).parent / "perdure"
+    subprocess.run([executable, *command[1:]], check=True, env=environment, stdout=subprocess.DEVNULL)
+    return read_results(out)
 
 
 def row(results: Results) -> dict:
@@ -85,7 +92,6 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data/caltech101")
     parser.add_argument("--projection-dim", type=int, default=10_000)
     arguments = parser.parse_args()
-    tune_allocator()
     data = [f"stream.data={arguments.data}"]
     overrides = {m: data for m in METHODS}
     overrides["ranpac"] = [*data, f"method.projection_dim={arguments.projection_dim}"]

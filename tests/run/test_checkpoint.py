@@ -17,6 +17,8 @@ def test_nested_states_come_back_as_they_were(tmp_path: Path) -> None:
     state = {
         "a_": shared,
         "view_": shared.T,  # a view of the same storage, not contiguous
+        "alias_": shared,
+        "row_": shared[1],
         "empty_": torch.zeros(0, 4, dtype=torch.float64),
         "head_": {"weight": torch.ones(2), "bias": torch.zeros(1)},
         "list_": [1, 2.5, "x", None, True, torch.tensor(7)],
@@ -25,6 +27,8 @@ def test_nested_states_come_back_as_they_were(tmp_path: Path) -> None:
     save_state(tmp_path, state)
     back = load_state(tmp_path)
     assert torch.equal(back["view_"], shared.T)
+    assert torch.equal(back["alias_"], shared)
+    assert torch.equal(back["row_"], shared[1])
     assert back["empty_"].shape == (0, 4)
     assert back["empty_"].dtype == torch.float64
     assert torch.equal(back["head_"]["weight"], torch.ones(2))

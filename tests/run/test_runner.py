@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from filelock import FileLock
+from PIL import Image
 
 from perdure.errors import CheckpointError, RunDirectoryError, StorageError
 from perdure.methods import Method, methods
@@ -236,3 +237,19 @@ def test_cost_is_measured(tmp_path: Path) -> None:
     assert cost.exemplars == 0
     assert cost.peak_rss_bytes is not None
     assert cost.peak_rss_bytes <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_domain_incremental_folder_runs(name: str, tmp_path: Path) -> None:
+    for d, domain in enumerate(("day", "night")):
+        for c in range(3):
+            folder = tmp_path / "images" / domain / f"class_{c}"
+            folder.mkdir(parents=True)
+            for i in range(5):
+                Image.new("RGB", (20, 20), (80 * c, 40 * d, 30 * i)).save(folder / f"{i}.png")
+    settings = ["stream.scenario=domain", f"stream.data={tmp_path / 'images'}", "stream.tasks=null"]
+    results = Runner(recipe(name, *settings), tmp_path / "run").run()
+    assert [len(classes) for classes in results.task_classes] == [3, 3]
+    assert results.test_images_per_task == [3, 3]
+    assert sorted(results.class_accuracy) == ["0", "1", "2"]
+    assert results.accuracy_matrix[0][1] is None

@@ -22,6 +22,14 @@ def test_peak_memory_is_what_the_system_says() -> None:
     assert runtime.peak_rss_bytes() >= peak
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a child inherits its parent's peak")
+def test_a_child_does_not_inherit_its_parents_peak() -> None:
+    child = "from perdure.train.runtime import peak_rss_bytes as p; print(p())"
+    parent = f"import subprocess, sys; b = b'x' * (2 << 30); subprocess.run([sys.executable, '-c', {child!r}])"
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout) < 2 << 30
+
+
 def test_peak_memory_on_macos_is_told_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     linux = runtime.peak_rss_bytes()
     monkeypatch.setattr(sys, "platform", "darwin")

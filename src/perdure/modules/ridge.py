@@ -52,7 +52,9 @@ def solve_ridge(
         ConfigError: if λ is too small for the matrix to be positive definite in float64.
     """
     gram.diagonal().add_(ridge)
-    factor, failed = torch.linalg.cholesky_ex(gram)
+    # a symmetric matrix is its transpose, whose layout LAPACK factors in place: no second m x m matrix is held
+    factor, failed = gram.mT, torch.zeros((), dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, failed))
     if failed:
         hint = "Raise it: at this size it is numerically zero beside the Gram matrix"
         raise ConfigError("ridge", "lambda", "large enough for a positive definite matrix", ridge, hint)

@@ -32,8 +32,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     tree = _to_tree(state, "", tensors)
-    # a clone of its own for every tensor: views of one storage cannot be stored apart
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, folder / "state.safetensors")
+    save_file(_apart(tensors), folder / "state.safetensors")
     about = {"format": FORMAT, "checksum": _checksum(folder / "state.safetensors"), "state": tree}
     (folder / "state.json").write_text(json.dumps(about, allow_nan=False))
 
@@ -65,6 +64,20 @@ def tensor_bytes(state: Any) -> int:
     if isinstance(state, Mapping):
         return sum(tensor_bytes(v) for v in state.values())
     return sum(tensor_bytes(v) for v in state) if isinstance(state, list | tuple) else 0
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each in a storage of its own; only views and aliases are copied."""
+    found: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for key, tensor in tensors.items():
+        dense = tensor.detach().cpu().contiguous()
+        storage = dense.untyped_storage()
+        if storage.nbytes() != dense.numel() * dense.element_size() or storage.data_ptr() in storages:
+            dense = dense.clone()
+        storages.add(dense.untyped_storage().data_ptr())
+        found[key] = dense
+    return found
 
 
 def _to_tree(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

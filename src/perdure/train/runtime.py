@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 
 if sys.platform != "win32":
     import resource
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+_KEEP_BELOW_BYTES = 256 << 20
 
 
 def tune_allocator() -> bool:
     """Lets glibc keep freed memory for the next forward pass instead of returning it to the kernel.
 
     By default every activation above 32 MB is mapped and unmapped anew, and a CPU spends most of a forward pass on
-    zeroing pages. Process-wide, so only programs call it (``perdure run``, the demo, the benchmarks), never imports.
+    zeroing pages. Blocks above 256 MB, no activation of a sensible batch, are still given back. Process-wide, so only
+    programs call it (``perdure run``, the demo, the benchmarks), never imports.
 
     Returns:
         Whether this platform's allocator took the settings; False is harmless.
@@ -26,12 +29,16 @@ def tune_allocator() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # musl
         return False
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(mallopt(_M_MMAP_THRESHOLD, _KEEP_BELOW_BYTES)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def peak_rss_bytes() -> int | None:
     """The most memory this process ever had resident; None where the platform does not tell."""
     if sys.platform == "win32":
         return None
+    if sys.platform.startswith("linux"):  # ru_maxrss would do, but a child starts with its parent's
+        told = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()
+        if told:
+            return int(told[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
