@@ -98,8 +98,10 @@ def check_files(paths: Sequence[Path], known_good: KnownGood | None = None) -> l
         key = content_key(data)
         return CheckedFile(path, key, None if key in memo else _decoding_problem(data))
 
+    checked: list[CheckedFile] = []
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        checked = list(pool.map(check, paths))
+        for start in range(0, len(paths), 1024):  # a future for every file of a large folder would fill the memory
+            checked += pool.map(check, paths[start : start + 1024])
     memo.add(c.key for c in checked if c.problem is None)
     return checked
 
