@@ -84,9 +84,11 @@ class ShelfIndex:
         """Positions of the first image of each key that has no intact row; corrupt rows are struck out."""
         wanted, first = np.unique(keys, return_index=True)
         at, known = self._find(wanted)
-        for start in range(0, int(known.sum()), CHUNK_ROWS):
-            chunk = np.flatnonzero(known)[start : start + CHUNK_ROWS]
-            known[chunk] &= self._intact(at[chunk])
+        found = np.flatnonzero(known)
+        # in the order of the files: rows read at random would bring whole files into memory
+        found = found[np.lexsort((self._row[at[found]], self._segment[at[found]]))]
+        for chunk in (found[i : i + CHUNK_ROWS] for i in range(0, len(found), CHUNK_ROWS)):
+            known[chunk] = self._intact(at[chunk])
         return np.sort(first[~known])
 
     def features(self, keys: np.ndarray) -> Features | None:
