@@ -103,6 +103,7 @@ def make_images(folder: Path, n: int) -> None:
 
 def memory_child(folder: Path) -> None:
     """Learns and tests everything in ``folder`` and prints the peak resident bytes; run in a process of its own."""
+    tune_allocator()  # as `perdure run` does
     loaded = Backbone.load("efficientnet_lite0")  # 1280 features, at 64 pixels to save time
     backbone = Backbone(loaded.model, name="lite0-64px", preprocess=dc.replace(loaded.preprocess, image_size=64))
     stream = load_stream(folder, tasks=2)

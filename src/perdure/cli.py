@@ -206,9 +206,9 @@ def run_recipe(
 
 
 def print_results(runs: dict[str, Results]) -> None:
-    """Prints the accuracy after every task, one row per run."""
-    header, *rows = accuracy_table(runs)
-    _print_table("Accuracy on all test images seen so far, %", header, rows)
+    """Prints the accuracy after every task, one column per run: ten tasks in a row would not fit a terminal."""
+    (_, *labels), *rows = zip(*accuracy_table(runs), strict=True)
+    _print_table("Accuracy on all test images seen so far, %", ("after task", *labels), rows)
     for name, results in runs.items():
         if results.provenance.depends_on_test_batch:
             err.print(f"[yellow]{name}: these numbers depend on which images are tested together[/]")
