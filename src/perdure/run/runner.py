@@ -238,7 +238,7 @@ def read_predictions(task: Path) -> Predictions:
         with np.load(task / "predictions.npz", allow_pickle=False) as arrays:
             return Predictions(**arrays)
     except (OSError, ValueError, TypeError) as error:
-        hint = f"Remove {task} and run the same command again ({error})"
+        hint = f"Remove the run directory and run the same command again; features are kept ({error})"
         raise CheckpointError("run", "predictions.npz", "readable", str(task), hint) from error
 
 
