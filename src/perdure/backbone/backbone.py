@@ -6,24 +6,29 @@ import contextlib
 import copy
 import dataclasses as dc
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
-import timm
 import torch
 from jaxtyping import Float, Num
-from safetensors.torch import load_file
 from timm.data import resolve_data_config
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from perdure.backbone.default import load_default
 from perdure.backbone.lite0 import load_lite0
 from perdure.backbone.names import full_timm_name
+from perdure.backbone.vit import Prompt, TokenOutput, check_vit, embed_patches, walk
+from perdure.backbone.weights import load_weights, timm_model
 from perdure.data.preprocess import Preprocess, preprocess_from_config
 from perdure.errors import BackboneError, ConfigError, NonFiniteError
 
 PRECISIONS: Final = {"float32": None, "bfloat16": torch.bfloat16}
-BUILT_IN: Final[dict[str, Callable[[], tuple[nn.Module, Preprocess]]]] = {"efficientnet_lite0": load_lite0}
+BUILT_IN: Final[dict[str, Callable[[], tuple[nn.Module, Preprocess]]]] = {
+    "default": load_default,
+    "efficientnet_lite0": load_lite0,
+}
 
 
 @dc.dataclass(slots=True)
@@ -83,8 +88,9 @@ class Backbone(nn.Module):
         """A backbone by name.
 
         Args:
-            name: ``efficientnet_lite0`` (ImageNet weights from its pip package, offline) or any timm name; give the
-                full tag, as in ``vit_base_patch16_224.augreg_in21k``: a bare name means whatever timm's default is.
+            name: ``default`` (the built-in Vision Transformer) or ``efficientnet_lite0``, both offline, or any timm
+                name; give the full tag, as in ``vit_base_patch16_224.augreg_in21k``: a bare name means whatever
+                timm's default is.
             weights: a local safetensors file for the timm model ``name``.
             pretrained: ``False`` for random weights drawn with ``init_seed``.
             preset: a named preprocessing in place of the weights' own; see ``PREPROCESS_PRESETS``.
@@ -96,13 +102,17 @@ class Backbone(nn.Module):
             UnknownNameError: for an unknown name or preset, with close matches.
             BackboneError: if the weights cannot be had or do not fit.
         """
+        if name == "default" and not (pretrained and weights is None):
+            got = f"pretrained={pretrained}, weights={weights}"
+            hint = "Leave both out, or name a timm model"
+            raise BackboneError("Backbone.load", "default", "loaded with its own weights", got, hint)
         if name in BUILT_IN and pretrained and weights is None:
             model, preprocess = BUILT_IN[name]()
         else:
             name = full_timm_name(name, pretrained=pretrained and weights is None)
-            model = _timm_model(name, pretrained and weights is None, init_seed)
+            model = timm_model(name, pretrained and weights is None, init_seed)
             if weights is not None:
-                _load_weights(model, Path(weights))
+                load_weights(model, Path(weights))
             preprocess = preprocess_from_config(resolve_data_config({}, model=model))
         return cls(model, name=name, preprocess=preprocess.with_preset(preset), device=device, precision=precision)
 
@@ -172,6 +182,62 @@ class Backbone(nn.Module):
             pooled: Tensor = self.model.forward_head(tokens, pre_logits=True)
         return pooled.float()
 
+    @property
+    def vit(self) -> VisionTransformer:
+        """The model as a Vision Transformer that the block walk knows.
+
+        Raises:
+            BackboneError: if it is something else.
+        """
+        return check_vit(self.model, self.name)
+
+    def embed_tokens(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        """The input of a Vision Transformer's first block; several walks over the same images share it.
+
+        Args:
+            images: as for :meth:`features`.
+
+        Raises:
+            BackboneError: if the model is no Vision Transformer that the block walk knows.
+        """
+        vit = self.vit
+        x = self.preprocess.normalise(images.to(self.device)).contiguous(memory_format=torch.channels_last)
+        with self.autocast():
+            return embed_patches(vit, x)
+
+    def walk(self, embedded: Float[Tensor, "b n d"], prompts: Mapping[int, Prompt] | None = None) -> TokenOutput:
+        """The final-norm tokens, with prompts; gradient reaches the prompts. Counts as one pass per image.
+
+        Args:
+            embedded: from :meth:`embed_tokens`.
+            prompts: block index to what that block gets in addition.
+
+        Raises:
+            ShapeError: for prompts that do not fit.
+        """
+        self.passes.images += len(embedded)
+        with self.autocast():
+            return walk(self.vit, embedded, prompts)
+
+    def tokens(self, images: Num[Tensor, "b 3 h w"], prompts: Mapping[int, Prompt] | None = None) -> TokenOutput:
+        """:meth:`walk` over :meth:`embed_tokens`.
+
+        Args:
+            images: as for :meth:`features`.
+            prompts: as for :meth:`walk`.
+        """
+        return self.walk(self.embed_tokens(images), prompts)
+
+    def pool(self, tokens: TokenOutput) -> Float[Tensor, "b d"]:
+        """The model's own pooled feature, prompt tokens left out.
+
+        Args:
+            tokens: from :meth:`tokens`.
+        """
+        with self.autocast():
+            pooled: Tensor = self.model.forward_head(tokens.without_prompts, pre_logits=True)
+        return pooled.float()
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision's autocast context; does nothing for float32."""
         dtype = PRECISIONS[self.precision]
@@ -204,38 +270,3 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError("Backbone", "device", "available", name, f"Use device=auto ({reason})") from None
     return device
-
-
-def _timm_model(name: str, pretrained: bool, init_seed: int) -> nn.Module:
-    with _seeded(init_seed):
-        try:
-            model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
-        except Exception as error:  # hub, network and file errors of several libraries
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            hint = f"Connect to the hub, give weights=FILE.safetensors, or pretrained=false ({reason})"
-            raise BackboneError("Backbone.load", f"weights of {name}", "reachable", "none", hint) from error
-    return model
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    where, hint = "Backbone.load", "Save the model's state dict with safetensors.torch.save_file"
-    if not path.is_file():
-        raise BackboneError(where, "weights", "an existing safetensors file", str(path), hint)
-    try:
-        given = load_file(path)
-    except Exception as error:  # safetensors raises its own untyped error
-        raise BackboneError(where, "weights", "a safetensors file", str(path), f"{hint} ({error})") from error
-    wanted = model.state_dict()
-    missing = [k for k in wanted if k not in given]
-    misshapen = [f"{k} {tuple(given[k].shape)}" for k in wanted if k in given and given[k].shape != wanted[k].shape]
-    if missing or misshapen:
-        got = {"missing": missing[:5], "other shape": misshapen[:5]}
-        raise BackboneError(where, f"weights in {path}", "this architecture's", got, "Check name and file")
-    model.load_state_dict({k: given[k] for k in wanted})

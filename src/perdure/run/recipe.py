@@ -44,7 +44,7 @@ class StreamConfig(Config):
 class BackboneConfig(Config):
     """Which pretrained model; see :meth:`perdure.Backbone.load`."""
 
-    name: str = Field("efficientnet_lite0", description="a built-in name or a full timm tag")
+    name: str = Field("default", description="a built-in name (default, efficientnet_lite0) or a full timm tag")
     weights: str | None = Field(None, description="a local safetensors file")
     pretrained: bool = Field(True, description="false: random weights")
     preset: str | None = Field(None, description="a published preprocessing: lamda, ranpac_cifar")
