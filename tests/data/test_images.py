@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from PIL import Image
 
 from perdure.data import ArraySource, FileSource, LabelledImages, Preprocess, images
 from perdure.data.folders import check_files, keys_of
-from perdure.errors import DataError
+from perdure.errors import DataError, StorageError
 
 VIEW = Preprocess(image_size=16, crop_pct=1.0)
 
@@ -145,3 +148,93 @@ def test_a_file_that_is_overwritten_by_something_huge_is_named(tmp_path: Path, m
     with pytest.raises(DataError, match="decompression bomb") as caught:
         data.source.read(1)
     assert str(paths[1]) in str(caught.value)
+
+
+@pytest.mark.parametrize("n", [1, 7, 150])
+def test_decoded_images_are_those_of_the_batches(n: int) -> None:
+    """More than one batch of decoding, and several epochs over the result."""
+    data = in_memory(n)
+    wanted = torch.cat([x for _, x in data.batches(VIEW, 64)])
+    with data.decoded(VIEW) as pixels_:
+        assert (pixels_.shape, pixels_.dtype) == ((n, 3, 16, 16), torch.uint8)
+        for seed in range(3):
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+            for positions in order.split(4):
+                assert torch.equal(pixels_[positions], wanted[positions])
+
+
+def test_decoding_reads_every_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, read = in_memory(), []
+    monkeypatch.setattr(data.source, "read", lambda row, own=data.source.read: read.append(row) or own(row))
+    with data.subset(np.array([5, 1, 5])).decoded(VIEW) as pixels_:
+        _ = [pixels_[torch.arange(3)] for _ in range(4)]
+        assert torch.equal(pixels_[0], pixels_[2])
+        assert not torch.equal(pixels_[0], pixels_[1])
+    assert sorted(read) == [1, 5, 5]
+
+
+def test_writing_to_decoded_images_does_not_reach_the_data() -> None:
+    data = in_memory(2)
+    before = next(data.batches(VIEW, 2))[1]
+    with data.decoded(VIEW) as pixels_:
+        pixels_.zero_()
+    assert torch.equal(next(data.batches(VIEW, 2))[1], before)
+
+
+def test_no_images_decode_to_none() -> None:
+    with in_memory().subset(np.arange(0)).decoded(VIEW) as pixels_:
+        assert pixels_.shape == (0, 3, 16, 16)
+
+
+def test_decoded_images_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with in_memory().decoded(VIEW) as pixels_:
+        held = pixels_.clone()
+    with pytest.raises(KeyError, match="planned"), in_memory().decoded(VIEW):
+        raise KeyError("planned")
+    assert list(tmp_path.iterdir()) == []
+    assert held.any()
+
+
+def test_an_unreadable_image_is_named_while_decoding(tmp_path: Path) -> None:
+    data, paths = in_files(tmp_path)
+    paths[3].unlink()
+    with pytest.raises(DataError) as caught, data.decoded(VIEW):
+        pass
+    assert str(paths[3]) in str(caught.value)
+    assert not decoders()
+
+
+class Halting(io.FileIO):
+    """A file that takes no more than a thousand bytes at once, as a disk may."""
+
+    def write(self, data: Any) -> int:
+        return super().write(bytes(data)[:1000])
+
+
+def test_what_is_written_by_halves_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = in_memory(70)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Halting(tmp_path / "halting", "w+"))
+    with data.decoded(VIEW) as pixels_:
+        assert torch.equal(pixels_, torch.cat([x for _, x in data.batches(VIEW, 64)]))
+
+
+@pytest.mark.parametrize(("n", "most"), [(64, 1000), (200, 60_000), (66, 64 * 768 + 100)])
+def test_a_full_disk_is_told_with_what_is_needed(
+    n: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, half way, and on the last few bytes; a limit on the size of files stands for the disk's."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        with pytest.raises(StorageError) as caught, in_memory(n).decoded(VIEW):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    told = str(caught.value)
+    assert f"free space for images must be at least {n * 768} bytes, but got {str(tmp_path)!r}" in told
+    assert "set TMPDIR" in told
+    assert "File too large" in told
+    assert not decoders()

@@ -74,3 +74,25 @@ def test_a_crop_keeps_at_least_its_share_of_the_image() -> None:
     assert seen.max() > 0.9
     left = out[:, 0, 0, 0] < out[:, 0, 0, -1]
     assert 70 < left.sum() < 130, "about half are mirrored"
+
+
+def test_without_flips_no_image_is_mirrored() -> None:
+    images = noise(32)
+    rng = torch.Generator().manual_seed(0)
+    assert torch.equal(random_crop_flip(images, rng, min_scale=1, flip=False), images)
+    ramp = torch.arange(64, dtype=torch.uint8).mul(4).expand(64, 3, 64, 64).contiguous()  # brightness tells the column
+    out = random_crop_flip(ramp, rng, min_scale=0.25, flip=False)
+    assert (out[:, 0, 0, 0] < out[:, 0, 0, -1]).all()
+    assert len({image.numpy().tobytes() for image in out}) == 64, "crops are drawn as ever"
+
+
+def test_flips_change_nothing_but_the_side() -> None:
+    """The same draws are made with and without, so that a crop is the same."""
+    images = noise(16)
+    plain, flipped = (
+        random_crop_flip(images, torch.Generator().manual_seed(0), min_scale=0.3, flip=flip) for flip in (False, True)
+    )
+    same = (plain == flipped).flatten(1).all(1)
+    mirrored = ((plain.flip(-1).int() - flipped).abs() <= 1).flatten(1).all(1)
+    assert (same ^ mirrored).all()
+    assert 2 < same.sum() < 14

@@ -35,7 +35,7 @@ class File:
     @property
     def is_method(self) -> bool:
         """Whether it is one method's own file."""
-        return self.path.startswith("methods/") and not self.path.endswith(("/base.py", "/__init__.py"))
+        return self.path.startswith("methods/") and not self.path.startswith(("methods/base", "methods/__init__"))
 
     @cached_property
     def aliases(self) -> dict[str, str]:

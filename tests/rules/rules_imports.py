@@ -100,7 +100,7 @@ def no_import_cycles(files: Sequence[File]) -> Iterator[str]:
 def no_method_imports_another(file: File) -> Iterator[tuple[int, str]]:
     if file.is_method:
         for line, name in imports(file):
-            if layer(name) == "methods" and not (name + ".").startswith("perdure.methods.base."):
+            if layer(name) == "methods" and not name.startswith("perdure.methods.base"):
                 yield line, f"imports {name}; what methods share belongs in modules/"
 
 

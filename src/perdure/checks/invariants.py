@@ -18,7 +18,7 @@ def check_batch_does_not_matter(s: Subject) -> None:
     """An image's scores are the same alone, in any batch and in any order (to 1e-5; labels exactly)."""
     stream = small_stream()
     m = s.fitted(stream)
-    if m.tags.depends_on_test_batch:
+    if m.depends_on_test_batch:
         return
     images = torch.cat([pixels(m, stream.test(i)) for i in range(len(stream))])
     whole = m.scores(images)

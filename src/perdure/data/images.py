@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,11 +14,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
 from perdure.data.preprocess import Preprocess
-from perdure.errors import DataError
+from perdure.errors import DataError, StorageError
 
 KEY_BYTES = 16
 DECODE_THREADS = 2
@@ -190,3 +194,28 @@ class LabelledImages:
                 yield chunk, torch.from_numpy(np.stack([f.result() for f in futures]))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    @contextlib.contextmanager
+    def decoded(self, preprocess: Preprocess) -> Iterator[UInt8[Tensor, "n 3 s s"]]:
+        """All images' eval views, decoded once into a temporary file and memory-mapped: for several epochs over them.
+
+        Args:
+            preprocess: the eval view.
+
+        Raises:
+            StorageError: if the temporary directory cannot hold them.
+            DataError: naming the image, if one cannot be read.
+        """
+        shape = (len(self), 3, preprocess.image_size, preprocess.image_size)
+        with tempfile.TemporaryFile(buffering=0) as file:  # closing would flush a buffer again, and fail again
+            for _, images in self.batches(preprocess, 64):
+                left = np.ascontiguousarray(images.numpy()).data.cast("B")
+                try:
+                    while left:
+                        left = left[file.write(left) :]
+                except OSError as error:
+                    must_be, hint = f"at least {math.prod(shape)} bytes", f"Free some space or set TMPDIR ({error})"
+                    got = tempfile.gettempdir()
+                    raise StorageError("decoded", "free space for images", must_be, got, hint) from error
+            pixels = np.memmap(file, np.uint8, "r+", shape=shape) if len(self) else np.empty(shape, np.uint8)
+            yield torch.from_numpy(pixels)

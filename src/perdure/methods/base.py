@@ -39,6 +39,7 @@ class Tags:
     Args:
         split_invariant: the final predictions do not depend on how the data are cut into tasks.
         trains_backbone: it trains weights of its own copy of the backbone, so its features cannot be cached.
+        prompted: it sends images through the frozen backbone together with prompts, anew after every task.
         keeps_data: it stores something per training image (counted in its stored bytes).
         depends_on_test_batch: an image's scores depend on the images tested with it; reported beside every number.
         small: configuration for the common checks, quick on a tiny random backbone.
@@ -48,6 +49,7 @@ class Tags:
 
     split_invariant: bool = False
     trains_backbone: bool = False
+    prompted: bool = False
     keeps_data: bool = False
     depends_on_test_batch: bool = False
     small: Mapping[str, Any] = dc.field(default_factory=dict)
@@ -81,6 +83,11 @@ class Method(abc.ABC, Generic[C]):
         self.store = store if store is not None else FeatureStore()
         self.classes_: list[int] = []  # column -> class id, in order of arrival
         self.tasks_seen_: int = 0
+
+    @property
+    def depends_on_test_batch(self) -> bool:
+        """Whether, with these settings, an image's scores depend on the images tested with it."""
+        return self.tags.depends_on_test_batch
 
     def fit_task(self, task: Task) -> Self:
         """Learns one task. If it fails, whatever the reason, the method is as it was before.
@@ -147,6 +154,14 @@ class Method(abc.ABC, Generic[C]):
         chunks = self.scores_of(images) if isinstance(images, LabelledImages) else [self.scores(images)]
         ids = torch.tensor(self.classes_)
         return ids[torch.cat([torch.zeros(0, dtype=torch.long), *(s.cpu().argmax(1) for s in chunks)])]
+
+    def selection_of(self, data: LabelledImages) -> Float[Tensor, " slots"] | None:
+        """How often each prompt is chosen for ``data``, as shares of 1; None for a method that does not choose.
+
+        Args:
+            data: images; their labels are not looked at.
+        """
+        return None
 
     def columns(self, labels: np.ndarray) -> Int[Tensor, " n"]:
         """The score column of each label.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def random_crop_flip(
-    images: UInt8[Tensor, "b 3 h w"], rng: torch.Generator, *, min_scale: float
+    images: UInt8[Tensor, "b 3 h w"], rng: torch.Generator, *, min_scale: float, flip: bool = True
 ) -> UInt8[Tensor, "b 3 h w"]:
     """RandomResizedCrop and horizontal flip, back at the same size.
 
@@ -19,9 +19,10 @@ def random_crop_flip(
         images: pixels.
         rng: a CPU generator.
         min_scale: smallest share of the area a crop keeps; aspect ratios lie between 3/4 and 4/3.
+        flip: whether half of the images are mirrored.
     """
     b = len(images)
-    scale, log_ratio, x, y, flip = torch.rand(5, b, generator=rng)
+    scale, log_ratio, x, y, mirror = torch.rand(5, b, generator=rng)
     area = min_scale + (1 - min_scale) * scale
     # a crop wider than the image would have to be cut, and keep less than its area: large crops are less oblong
     limit = torch.minimum(torch.log(torch.tensor(4 / 3)), -torch.log(area))
@@ -29,7 +30,7 @@ def random_crop_flip(
     width, height = (area * ratio).sqrt(), (area / ratio).sqrt()  # as shares of the image's side
     # affine_grid coordinates run from -1 to 1: a crop of half-width `width` may be centred within ±(1 - width)
     theta = torch.zeros(b, 2, 3)
-    theta[:, 0, 0] = torch.where(flip < 0.5, width, -width)
+    theta[:, 0, 0] = torch.where((mirror < 0.5) | (not flip), width, -width)
     theta[:, 1, 1] = height
     theta[:, 0, 2] = (2 * x - 1) * (1 - width)
     theta[:, 1, 2] = (2 * y - 1) * (1 - height)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+HeadInit = Literal["normal_0.01", "normal_0.02", "zeros", "torch_linear", "kaiming_fan_out"]
 
 
 class GrowingLinear(nn.Module):
@@ -22,13 +24,27 @@ class GrowingLinear(nn.Module):
         self.weight = nn.Parameter(torch.zeros(0, dim))  # (classes, d)
         self.bias = nn.Parameter(torch.zeros(0))  # (classes,)
 
-    def grow(self, width: int, rng: torch.Generator) -> None:
-        """Adds columns up to ``width``: weights N(0, 0.01²) from ``rng``, biases zero; old ones keep their values."""
+    def grow(self, width: int, rng: torch.Generator, init: HeadInit = "normal_0.01") -> None:
+        """Adds columns up to ``width``; old ones keep their values.
+
+        Args:
+            width: columns afterwards.
+            rng: where new weights come from.
+            init: weights N(0, 0.01²), truncated N(0, 0.02²), zeros, ``torch.nn.Linear``'s U(±1/√d) (its biases too),
+                or VPT's N(0, 2/columns); biases are zero otherwise.
+        """
         more, dim = width - len(self.bias), self.weight.shape[1]
-        device = self.weight.device
-        new = 0.01 * torch.randn(more, dim, generator=rng)
-        self.weight = nn.Parameter(torch.cat([self.weight.data, new.to(device)]))
-        self.bias = nn.Parameter(F.pad(self.bias.data, (0, more)))
+        weight, bias = torch.zeros(more, dim), torch.zeros(more)
+        if init == "normal_0.01":
+            weight = 0.01 * torch.randn(more, dim, generator=rng)
+        elif init == "normal_0.02":
+            nn.init.trunc_normal_(weight, std=0.02, generator=rng)
+        elif init == "kaiming_fan_out" and more:
+            weight = (2 / more) ** 0.5 * torch.randn(more, dim, generator=rng)
+        elif init == "torch_linear":
+            weight, bias = (dim**-0.5 * (2 * torch.rand(x.shape, generator=rng) - 1) for x in (weight, bias))
+        self.weight = nn.Parameter(torch.cat([self.weight.data, weight.to(self.weight.device)]))
+        self.bias = nn.Parameter(torch.cat([self.bias.data, bias.to(self.bias.device)]))
 
     def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
         return F.linear(features, self.weight, self.bias)

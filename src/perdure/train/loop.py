@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from perdure.errors import TrainingError
 
 B = TypeVar("B")
+OptimizerName = Literal["sgd", "adam", "adamw"]
+ScheduleName = Literal["constant", "cosine", "quarter_cosine"]
 
 
 def train(
@@ -21,11 +23,15 @@ def train(
     *,
     n_steps: int,
     lr: float,
-    optimizer: Literal["sgd", "adamw"] = "sgd",
+    optimizer: OptimizerName = "sgd",
+    betas: tuple[float, float] = (0.9, 0.999),
+    amsgrad: bool = False,
+    schedule: ScheduleName = "cosine",
+    n_epochs: int = 1,
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
 ) -> None:
-    """Minimises ``loss`` with a cosine learning-rate schedule to zero over all steps.
+    """Minimises ``loss`` with a new optimiser.
 
     Args:
         loss: scalar loss of one batch.
@@ -33,7 +39,11 @@ def train(
         epochs: the batches of each epoch.
         n_steps: how many batches there will be in all, for the schedule.
         lr: peak learning rate.
-        optimizer: ``sgd`` (momentum 0.9) or ``adamw``.
+        optimizer: ``sgd`` (momentum 0.9), ``adam`` or ``adamw``.
+        betas: of Adam.
+        amsgrad: Adam's variant that never forgets its largest second moment.
+        schedule: ``constant``; ``cosine`` to zero over all steps; ``quarter_cosine``, CODA-Prompt's: a step per epoch.
+        n_epochs: how many epochs there will be, for ``quarter_cosine``.
         weight_decay: of all parameters.
         clip_norm: largest norm of all gradients together; longer ones are shortened to it.
 
@@ -44,10 +54,13 @@ def train(
     if optimizer == "sgd":
         step: torch.optim.Optimizer = torch.optim.SGD(learning, lr, momentum=0.9, weight_decay=weight_decay)
     else:
-        step = torch.optim.AdamW(learning, lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(step, lambda t: (1 + math.cos(math.pi * min(t / n_steps, 1))) / 2)
-    for batches in epochs:
+        kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
+        step = kind(learning, lr, betas=betas, weight_decay=weight_decay, amsgrad=amsgrad)
+    t = 0
+    for epoch, batches in enumerate(epochs):
         for batch in batches:
+            for group in step.param_groups:
+                group["lr"] = lr * lr_factor(schedule, t, n_steps, epoch, n_epochs)
             step.zero_grad()
             value = loss(batch)
             if not torch.isfinite(value):
@@ -56,7 +69,37 @@ def train(
             if clip_norm is not None:
                 nn.utils.clip_grad_norm_(learning, clip_norm)
             step.step()
-            schedule.step()
+            t += 1
+
+
+def lr_factor(schedule: ScheduleName, step: int, n_steps: int, epoch: int = 0, n_epochs: int = 1) -> float:
+    """What the peak learning rate is multiplied by at one step.
+
+    ``quarter_cosine`` is cos(99 π e / (200 (K - 1))) in epoch e of K, from 1 down to 0.0157 (CODA-Prompt's released
+    code); constant for K = 1, where that is undefined.
+
+    Args:
+        schedule: see :func:`train`.
+        step: from 0.
+        n_steps: in all.
+        epoch: from 0.
+        n_epochs: in all.
+    """
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * min(step / n_steps, 1))) / 2
+    if schedule == "quarter_cosine" and n_epochs > 1:
+        return math.cos(99 * math.pi * epoch / (200 * (n_epochs - 1)))
+    return 1.0
+
+
+def scaled_lr(base: float, batch_size: int) -> float:
+    """The linear scaling rule: ``base`` is meant for 256 images per step.
+
+    Args:
+        base: learning rate.
+        batch_size: images per step.
+    """
+    return base * batch_size / 256
 
 
 def shuffled(n: int, batch_size: int, rng: torch.Generator) -> Iterator[Tensor]:

@@ -1,0 +1,288 @@
+"""What the prompt methods share: a frozen Vision Transformer, queries from it, one training loop, honest testing.
+
+A method writes which prompts a task begins with (``_begin_task``), the features of a training batch with its own loss
+term (``_train_features``) and the features of test images (``_test_features``); its file is then the paper.
+
+Queries are the pooled features of the same frozen backbone without prompts. Those of test images are computed once and
+kept in the feature store; those of training images too where the view is deterministic. In training, the query pass
+and the prompted pass share the patch embedding.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses as dc
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Num, UInt8
+from pydantic import Field
+from torch import Tensor, nn
+
+from perdure.backbone import Backbone
+from perdure.config import MethodConfig
+from perdure.data import LabelledImages, Task
+from perdure.errors import DataError
+from perdure.memory import Features, FeatureStore
+from perdure.methods.base import Method
+from perdure.modules.augment import random_crop_flip
+from perdure.modules.heads import GrowingLinear, HeadInit
+from perdure.train.loop import OptimizerName, ScheduleName, scaled_lr, shuffled, train
+
+MIN_BATCHES = 4
+
+
+class PromptConfig(MethodConfig):
+    """Settings of training, the same for all prompt methods."""
+
+    lr: float = Field(1e-3, gt=0, description="learning rate")
+    scale_lr: bool = Field(False, description="multiply lr by batch_size / 256, the linear scaling rule")
+    epochs: int = Field(5, ge=1, description="passes over each task")
+    batch_size: int = Field(16, ge=1, description="images per step")
+    optimizer: OptimizerName = Field("adam", description="of prompts, keys and head; new at every task")
+    schedule: ScheduleName = Field("constant", description="of the learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="of everything that learns")
+    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of all gradients together; null: no clipping")
+    min_scale: float = Field(0.5, gt=0, le=1, description="smallest area a random crop keeps; 1: no crop")
+    flip: bool = Field(True, description="mirror half of the training images")
+    shuffle: bool = Field(True, description="draw the order of the training images anew in every epoch")
+    drop_last: Literal["never", "from_4_batches", "always"] = Field(
+        "never", description="leave out an epoch's last, smaller batch"
+    )
+    train_logits: Literal["current", "seen"] = Field(
+        "current", description="classes in the training loss: the task's own, or all seen"
+    )
+    head_init: HeadInit = Field("normal_0.02", description="initial weights of new classes")
+    query_view: Literal["augmented", "clean"] = Field(
+        "augmented", description="clean takes training queries from the eval view: cached, but changes results"
+    )
+
+
+class SelectionConfig(PromptConfig):
+    """Settings of the methods that choose prompts by matching queries and keys."""
+
+    select_eval: Literal["instance", "batch_vote"] = Field(
+        "instance", description="batch_vote: the test batch chooses together, so results depend on its composition"
+    )
+    eval_batch: int = Field(16, ge=1, description="images that vote together in a test; without votes no effect")
+    eval_order: Literal["stored", "class_sorted", "shuffled"] = Field(
+        "stored", description="order in which test images form voting batches; class_sorted uses their labels"
+    )
+
+
+@dc.dataclass(frozen=True, slots=True, eq=False)
+class PromptBatch:
+    """One training batch."""
+
+    embedded: Tensor  # (b, n, d) input of block 0, without gradient
+    queries: Tensor  # (b, d) float32; no rows where the method takes none in training
+    columns: Tensor  # (b,) score columns
+
+
+P = TypeVar("P", bound=PromptConfig)
+
+
+class PromptMethod(Method[P]):
+    """A method that learns prompts and a head on a frozen Vision Transformer.
+
+    Args:
+        backbone: a frozen Vision Transformer that the block walk knows.
+        config: the method's settings.
+        seed: of everything random.
+        store: where queries are kept.
+
+    Raises:
+        BackboneError: for another architecture.
+    """
+
+    uses_queries: ClassVar[bool] = True
+
+    def __init__(
+        self, backbone: Backbone, config: P | None = None, *, seed: int = 0, store: FeatureStore | None = None
+    ) -> None:
+        super().__init__(backbone, config, seed=seed, store=store)
+        self.n_blocks = len(backbone.vit.blocks)
+        self.head_ = GrowingLinear(backbone.dim).to(backbone.device)
+
+    @property
+    def depends_on_test_batch(self) -> bool:
+        """Whether the settings let test images choose together."""
+        return getattr(self.config, "select_eval", "instance") == "batch_vote"
+
+    def optimizer_options(self) -> dict[str, Any]:
+        """What :func:`perdure.train.loop.train` is told besides the common settings."""
+        return {}
+
+    def learning(self) -> list[nn.Parameter]:
+        """Everything that learns in the present task: what the optimiser gets."""
+        modules = [v for v in self._learned().values() if isinstance(v, nn.Module)]
+        return [p for m in modules for p in m.parameters() if p.requires_grad]
+
+    @abc.abstractmethod
+    def _begin_task(self, task: Task, rng: torch.Generator) -> None:
+        """Makes and freezes prompts for the new task; the head has its new columns already."""
+
+    @abc.abstractmethod
+    def _train_features(self, batch: PromptBatch) -> tuple[Float[Tensor, "b d"], Float[Tensor, ""]]:
+        """What the head reads, and the method's own term of the loss."""
+
+    @abc.abstractmethod
+    def _test_features(self, embedded: Float[Tensor, "b n d"], queries: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """What the head reads; ``queries`` has no rows if the method uses none."""
+
+    def _end_task(self, task: Task) -> None:
+        """Called when the task is learned."""
+
+    def _takes_train_queries(self) -> bool:
+        """Whether training batches need queries."""
+        return self.uses_queries
+
+    # --- training
+
+    def _learn(self, task: Task, rng: torch.Generator) -> None:
+        c = self.config
+        self.head_.grow(len(self.classes_), rng, c.head_init)
+        self.head_.requires_grad_(True)
+        self._begin_task(task, rng)
+        columns = self.columns(task.train.labels).to(self.backbone.device)
+        current = torch.unique(columns)
+        queries, per_epoch = self._stored_queries(task.train), len(self._batches(torch.arange(len(task.train))))
+
+        def loss(batch: PromptBatch) -> Tensor:
+            features, term = self._train_features(batch)
+            logits = self.head_(features.float())
+            return masked_cross_entropy(logits, batch.columns, current if c.train_logits == "current" else None) + term
+
+        with task.train.decoded(self.backbone.preprocess) as pixels, torch.enable_grad():
+            epochs = (self._epoch(pixels, columns, queries, rng, e) for e in range(c.epochs))
+            train(
+                loss, self.learning(), epochs,
+                n_steps=c.epochs * per_epoch, n_epochs=c.epochs,
+                lr=scaled_lr(c.lr, c.batch_size) if c.scale_lr else c.lr,
+                optimizer=c.optimizer, schedule=c.schedule, weight_decay=c.weight_decay, clip_norm=c.clip_norm,
+                **self.optimizer_options(),
+            )  # fmt: skip
+        self._end_task(task)
+
+    def _epoch(
+        self, pixels: UInt8[Tensor, "n 3 s s"], columns: Tensor, queries: Features | None, rng: torch.Generator, e: int
+    ) -> Iterator[PromptBatch]:
+        c, done = self.config, e * len(pixels)
+        order = next(shuffled(len(pixels), len(pixels), rng)) if c.shuffle else torch.arange(len(pixels))
+        for positions in self._batches(order):
+            images = pixels[positions].to(self.backbone.device)
+            if self._augments:
+                images = random_crop_flip(images, rng, min_scale=c.min_scale, flip=c.flip)
+            with torch.no_grad():
+                embedded = self.backbone.embed_tokens(images)
+                if queries is not None:
+                    found = queries[positions.numpy()].to(self.backbone.device)
+                else:
+                    found = self._queries(embedded if self._takes_train_queries() else embedded[:0])
+            yield PromptBatch(embedded, found, columns[positions.to(columns.device)])
+            done += len(positions)
+            self.store.progress("learning prompts", done, c.epochs * len(pixels))
+
+    def _batches(self, order: Int[Tensor, " n"]) -> list[Tensor]:
+        """An epoch's positions by batch.
+
+        Raises:
+            DataError: if ``drop_last`` leaves nothing.
+        """
+        c, parts = self.config, list(order.split(self.config.batch_size))
+        few = c.drop_last == "never" or (c.drop_last == "from_4_batches" and len(parts) < MIN_BATCHES)
+        if few or len(parts[-1]) == c.batch_size:
+            return parts
+        if len(parts) == 1:
+            hint = "Set method.drop_last=never or a smaller batch_size"
+            raise DataError(type(self).__name__, "task", f"of {c.batch_size} images or more", len(order), hint)
+        return parts[:-1]
+
+    @property
+    def _augments(self) -> bool:
+        return self.config.flip or self.config.min_scale < 1
+
+    def _stored_queries(self, data: LabelledImages) -> Features | None:
+        """Queries of training images from the store, where their view is the eval view or is said to be."""
+        fixed = self.config.query_view == "clean" or not self._augments
+        if not (fixed and self._takes_train_queries()):
+            return None
+        return self.store.features(self.backbone, data, label="train queries")
+
+    # --- testing
+
+    def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        return self._score(images, None)
+
+    def scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
+        """As in :class:`Method`; every image's query is computed once, however many tasks follow.
+
+        Args:
+            data: images; their labels are looked at only by ``eval_order=class_sorted``, a published protocol.
+        """
+        self._require_fitted("scores_of")
+        order, size = self._test_order(data), self.backbone.batch_size
+        if self.depends_on_test_batch:
+            size = self.config.eval_batch  # type: ignore[attr-defined]
+        queries = self.store.features(self.backbone, data, label="test queries") if self.uses_queries else None
+        parts, done = [], 0
+        for positions, images in data.batches(self.backbone.preprocess, size, order):
+            with torch.no_grad():
+                scores = self._score(images, None if queries is None else queries[positions])
+            done += len(positions)
+            self.store.progress("testing", done, len(data))
+            if order is None:
+                yield scores
+            else:
+                parts.append(scores)
+        if order is not None and len(order):
+            yield torch.cat(parts)[torch.from_numpy(np.argsort(order, kind="stable"))]
+
+    def _test_order(self, data: LabelledImages) -> np.ndarray | None:
+        how = getattr(self.config, "eval_order", "stored") if self.depends_on_test_batch else "stored"
+        if how == "class_sorted":
+            return np.argsort(data.labels, kind="stable")
+        return np.random.default_rng(self.seed).permutation(len(data)) if how == "shuffled" else None
+
+    def _score(self, images: Num[Tensor, "b 3 h w"], queries: Tensor | None) -> Float[Tensor, "b classes"]:
+        n, device = len(images), self.backbone.device
+        # single images take other kernels: see Backbone.features; a double would be another batch where that counts
+        alone = n == 1 and device.type == "cpu" and not self.depends_on_test_batch
+        embedded = self.backbone.embed_tokens(torch.cat([images, images]) if alone else images)
+        if queries is not None:
+            found = queries.to(device).expand(len(embedded), -1)
+        else:
+            found = self._queries(embedded if self.uses_queries else embedded[:0])
+        scores = self._test_logits(embedded, found)[:n]
+        self.backbone.passes.images -= alone * (1 + (queries is None and self.uses_queries))
+        return scores.float().cpu()
+
+    def _test_logits(self, embedded: Tensor, queries: Tensor) -> Float[Tensor, "b classes"]:
+        """Scores of the seen classes; taken in float64, so that their rounding does not depend on the batch."""
+        features = self._test_features(embedded, queries).double()
+        return F.linear(features, self.head_.weight.double(), self.head_.bias.double())
+
+    def _queries(self, embedded: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        """The pooled features of the frozen backbone without prompts."""
+        if not len(embedded):
+            return embedded.new_empty(0, self.backbone.dim)
+        with torch.no_grad():
+            return self.backbone.pool(self.backbone.walk(embedded))
+
+
+def masked_cross_entropy(
+    logits: Float[Tensor, "b classes"], columns: Int[Tensor, " b"], current: Int[Tensor, " c"] | None
+) -> Float[Tensor, ""]:
+    """Cross-entropy over the columns ``current`` alone; the other columns' weights get a gradient of exactly zero.
+
+    Args:
+        logits: of all classes seen.
+        columns: the true ones, among ``current``.
+        current: ascending; None: all columns.
+    """
+    if current is None:
+        return F.cross_entropy(logits, columns)
+    return F.cross_entropy(logits[:, current], torch.searchsorted(current, columns))
