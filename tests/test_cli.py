@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from perdure import cli
+from perdure.backbone import BUILT_IN
 from perdure.data import LabelledImages
 from perdure.methods import methods
 from perdure.run import Runner, load_recipe, read_results
@@ -65,7 +66,7 @@ def test_version_help_and_unknown_commands(perdure: Call) -> None:
 def test_ls_names_everything(perdure: Call) -> None:
     code, text, _ = perdure("ls")
     assert code == 0
-    for name in (*methods.names(), "efficientnet_lite0", "fashion-mnist", "digits", "root/<domain>/<class>/"):
+    for name in (*methods.names(), *BUILT_IN, "fashion-mnist", "digits", "root/<domain>/<class>/"):
         assert name in text
     assert "fashion-mnist" not in perdure("ls", "methods")[1]
 
@@ -76,6 +77,9 @@ def test_show_explains_methods_data_backbones_and_recipes(perdure: Call, tmp_pat
     assert "order_seed" in perdure("show", "digits")[1]
     assert "1280 features per image" in perdure("show", "efficientnet_lite0")[1]
     assert "64 features per image" in perdure("show", "test_vit")[1]
+    shown = perdure("show", "default")[1]
+    for fact in ("192 features per image", "EfficientNet-Lite0 up to its fifth stage", "licence", "sha256"):
+        assert fact in shown
     (tmp_path / "r.yaml").write_text("stream: {data: synthetic, tasks: 2}\nmethod: {name: joint}\n")
     assert "epochs: 4" in perdure("show", "r.yaml", "-s", "method.epochs=4")[1]
     code, _, error = perdure("show", "ranpak")

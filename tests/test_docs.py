@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+import write_tables
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -20,9 +23,6 @@ def python_blocks(path: Path) -> str:
 
 def test_the_tutorial_runs(capsys: pytest.CaptureFixture[str]) -> None:
     scope: dict[str, Any] = {"__name__": "perdure.tutorial"}
-    import sys
-    import types
-
     sys.modules["perdure.tutorial"] = types.ModuleType("perdure.tutorial")
     try:
         exec(compile(python_blocks(ROOT / "docs/tutorial.md"), "tutorial", "exec"), scope)
@@ -34,7 +34,7 @@ def test_the_tutorial_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_readme_example_runs() -> None:
     code = python_blocks(ROOT / "README.md")
     small = code.replace('"path/to/images", tasks=10', '"synthetic", tasks=2')
-    small = small.replace('"efficientnet_lite0"', '"test_vit", pretrained=False')
+    small = small.replace('"default"', '"test_vit", pretrained=False')
     assert small != code
     scope: dict[str, Any] = {}
     exec(compile(small, "README", "exec"), scope)
@@ -46,6 +46,13 @@ def test_links_lead_to_files(path: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text())
     missing = [link for link in links if not link.startswith("http") and not (path.parent / link).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_tables_are_those_of_the_committed_results(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = path.read_text()
+    assert write_tables.filled(text) == text
 
 
 @pytest.mark.parametrize("document", ["README.md", "REPRODUCE.md"])

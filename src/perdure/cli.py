@@ -20,6 +20,7 @@ from rich.table import Table
 
 from perdure import __version__
 from perdure.backbone import BUILT_IN, Backbone
+from perdure.backbone.default import WEIGHTS, read_weights
 from perdure.checks import CheckResult, check_method
 from perdure.config import Config
 from perdure.data.datasets import datasets
@@ -30,6 +31,7 @@ from perdure.methods import methods
 from perdure.run import Results, Runner, load_recipe
 from perdure.run.recipe import BackboneConfig, StreamConfig
 from perdure.run.report import accuracy_table, write_report
+from perdure.run.selection import selection_sentence
 from perdure.train.runtime import tune_allocator
 
 app = typer.Typer(
@@ -96,6 +98,8 @@ def show(
             escape(inspect.getdoc(sys.modules[BUILT_IN[name].__module__]) or "") if pretrained else f"timm's {name}"
         )
         out.print(f"\n{n:,} parameters, {backbone.dim} features per image\n{backbone.preprocess}", highlight=False)
+        if name == "default":
+            _print_table("Its weights", ("fact", ""), list(read_weights(WEIGHTS)[1].items()))
         _print_settings("Settings (-s backbone.KEY=VALUE)", BackboneConfig)
     else:
         known = [*methods.names(), *datasets.names(), *BUILT_IN]
@@ -208,10 +212,13 @@ def run_recipe(
 def print_results(runs: dict[str, Results]) -> None:
     """Prints the accuracy after every task, one column per run: ten tasks in a row would not fit a terminal."""
     (_, *labels), *rows = zip(*accuracy_table(runs), strict=True)
+    labels = [f"{label} *" if runs[label].provenance.depends_on_test_batch else label for label in labels]
     _print_table("Accuracy on all test images seen so far, %", ("after task", *labels), rows)
     for name, results in runs.items():
         if results.provenance.depends_on_test_batch:
-            err.print(f"[yellow]{name}: these numbers depend on which images are tested together[/]")
+            out.print(f"[yellow]* {escape(name)}: these numbers depend on which images are tested together[/]")
+        if chosen := selection_sentence(results):
+            out.print(f"{name}: {chosen}", highlight=False, soft_wrap=True, markup=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,6 +21,7 @@ from perdure.errors import CheckpointError, RunDirectoryError, StorageError
 from perdure.methods import Method, methods
 from perdure.run import Results, Runner, load_recipe, read_results
 from perdure.run.checkpoint import load_state
+from perdure.run.selection import SELECTION_FILE
 from perdure.train.runtime import peak_rss_bytes
 
 SMALL = ["backbone.name=test_vit", "backbone.pretrained=false", "backbone.device=cpu"]
@@ -28,6 +29,7 @@ METHOD_SETTINGS = {
     "ranpac": ["method.projection_dim=64"],
     "finetune": ["method.epochs=1"],
     "joint": ["method.epochs=3"],
+    "l2p": ["method.epochs=1"],
 }
 
 
@@ -37,11 +39,13 @@ def recipe(method: str = "simplecil", *more: str) -> Any:
 
 
 def arrays(run: Path) -> dict[str, Any]:
-    """Everything a run decided: predictions after every task and the last state's tensors."""
+    """Everything a run decided: predictions and choices after every task, and the last state's tensors."""
     found: dict[str, Any] = {}
     for task in sorted((run / "tasks").iterdir()):
         with np.load(task / "predictions.npz", allow_pickle=False) as npz:
             found |= {f"{task.name}/{k}": npz[k] for k in npz}
+        if (task / SELECTION_FILE).exists():
+            found[f"{task.name}/selection"] = (task / SELECTION_FILE).read_text()
         if (task / "state.json").exists():
             found["state"] = json.dumps(load_state(task), default=lambda t: t.tolist())
     return found
@@ -111,6 +115,7 @@ def test_resumed_equals_straight(name: str, stop_after: int, tmp_path: Path, mon
     results = Runner(recipe(name), tmp_path / "run").run()
     assert same(arrays(straight), arrays(tmp_path / "run"))
     assert results.metrics == read_results(straight).metrics
+    assert results.selection == read_results(straight).selection
     assert len(results.cost.train_seconds_per_task) == 3
 
 

@@ -24,7 +24,7 @@ RUN_COLORS = 8
 """The page defines ``--run-0`` to ``--run-7``."""
 SYMBOLS = "●■▲◆▼★✚"
 """One per run, with the colours: a reader who sees no colours can tell 56 runs apart."""
-MAX_PRINTED_TASKS = 20
+MAX_PRINTED = 20
 
 _MARKERS = "os^Dv*P"
 _NAMES = ("ink", "muted", "rule", "accent", "on-accent", *(f"run-{i}" for i in range(RUN_COLORS)))
@@ -87,33 +87,21 @@ def task_matrix(matrix: Sequence[Fractions], label: str) -> Markup:
     Returns:
         An ``svg`` element.
     """
-    n = len(matrix)
-    lowest, highest = matrix_range(matrix)
-    cells, texts = defaultdict(list), []
-    for k, row in enumerate(matrix):
-        for j, value in enumerate(row[: k + 1]):
-            share = 0.0 if value is None else (value - lowest) / (highest - lowest) if highest > lowest else 1.0
-            # Steps of 1/20 keep the file small: one path for all cells of a step.
-            opacity = 0.0 if value is None else round(0.06 + 0.84 * round(share * 20) / 20, 3)
-            cells[opacity].append((j + 0.53, k + 0.53, 0.94, 0.94))
-            color = "on-accent" if opacity > 0.62 else "ink"
-            texts.append((j + 1, k + 1, "–" if value is None else f"{100 * value:.1f}", color))
-    with style.context(["default", _STYLE]):
-        figure, axes = _figure(6.0, min(4.4, 0.9 + 0.4 * n))
-        for opacity, boxes in sorted(cells.items()):
-            axes.add_patch(_boxes(boxes, "accent", opacity))
-        if n <= MAX_PRINTED_TASKS:
-            for x, y, text, color in texts:
-                size = 8 if n <= 12 else 5.5
-                axes.text(x, y, text, color=_STAND_IN[color], fontsize=size, ha="center", va="center_baseline")
-        axes.set_xlabel("accuracy (%) on the test of task", loc="left")
-        axes.set_ylabel("after task")
-        _whole_numbers(axes, n, room=6)
-        axes.yaxis.set_major_locator(_locator(n))
-        axes.set_ylim(n + 0.5, 0.5)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-        return _svg(figure, label)
+    lower = [row[: k + 1] for k, row in enumerate(matrix)]
+    return _heat_map(lower, matrix_range(matrix), 1, ("accuracy (%) on the test of task", "after task"), label)
+
+
+def share_map(shares: Sequence[Fractions], label: str) -> Markup:
+    """Which prompts the tests choose, as a heat map from 0 (palest) to the largest share.
+
+    Args:
+        shares: row: test of which task; column: which prompt.
+        label: what a screen reader says.
+
+    Returns:
+        An ``svg`` element.
+    """
+    return _heat_map(shares, (0.0, matrix_range(shares)[1]), 0, ("share (%) of prompt", "test of task"), label)
 
 
 def matrix_range(matrix: Sequence[Fractions]) -> tuple[float, float]:
@@ -152,6 +140,37 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def _heat_map(
+    rows: Sequence[Fractions], span: tuple[float, float], digits: int, names: tuple[str, str], label: str
+) -> Markup:
+    (lowest, highest), n, n_columns = span, len(rows), max(map(len, rows))
+    cells, texts = defaultdict(list), []
+    for k, row in enumerate(rows):
+        for j, value in enumerate(row):
+            share = 0.0 if value is None else (value - lowest) / (highest - lowest) if highest > lowest else 1.0
+            # Steps of 1/20 keep the file small: one path for all cells of a step.
+            opacity = 0.0 if value is None else round(0.06 + 0.84 * round(share * 20) / 20, 3)
+            cells[opacity].append((j + 0.53, k + 0.53, 0.94, 0.94))
+            color = "on-accent" if opacity > 0.62 else "ink"
+            texts.append((j + 1, k + 1, "–" if value is None else f"{100 * value:.{digits}f}", color))
+    with style.context(["default", _STYLE]):
+        figure, axes = _figure(6.0, min(4.4, 0.9 + 0.4 * n))
+        for opacity, boxes in sorted(cells.items()):
+            axes.add_patch(_boxes(boxes, "accent", opacity))
+        if max(n, n_columns) <= MAX_PRINTED:
+            for x, y, text, color in texts:
+                size = 8 if max(n, n_columns) <= 12 else 5.5
+                axes.text(x, y, text, color=_STAND_IN[color], fontsize=size, ha="center", va="center_baseline")
+        axes.set_xlabel(names[0], loc="left")
+        axes.set_ylabel(names[1])
+        _whole_numbers(axes, n_columns, room=6)
+        axes.yaxis.set_major_locator(_locator(n))
+        axes.set_ylim(n + 0.5, 0.5)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        return _svg(figure, label)
+
+
 def _percent(values: Fractions) -> np.ndarray:
     return np.array([np.nan if v is None else 100 * v for v in values])
 
@@ -163,7 +182,7 @@ def _whole_numbers(axes: Axes, n: int, room: int = 1) -> None:
 
 
 def _locator(n: int) -> Locator:
-    return FixedLocator(range(1, n + 1)) if n <= MAX_PRINTED_TASKS else MaxNLocator(12, steps=[1, 2, 5, 10])
+    return FixedLocator(range(1, n + 1)) if n <= MAX_PRINTED else MaxNLocator(12, steps=[1, 2, 5, 10])
 
 
 def _boxes(boxes: Sequence[tuple[float, float, float, float]], color: str, opacity: float) -> PathPatch:

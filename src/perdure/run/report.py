@@ -19,16 +19,10 @@ from markupsafe import Markup
 
 from perdure.errors import RunDirectoryError, StorageError
 from perdure.methods import methods
-from perdure.run.figures import (
-    RUN_COLORS,
-    SYMBOLS,
-    accuracy_curves,
-    class_bars,
-    matrix_range,
-    task_matrix,
-)
+from perdure.run.figures import RUN_COLORS, SYMBOLS, accuracy_curves, class_bars, matrix_range, task_matrix
 from perdure.run.results import Results
 from perdure.run.runner import read_predictions, read_results
+from perdure.run.selection import SelectionView, view_selection
 
 N_WEAKEST = 10
 
@@ -57,6 +51,7 @@ class RunView:
     matrix_range: tuple[float, float]
     class_bars: Markup
     classes: list[ClassRow]
+    selection: SelectionView | None
 
     @property
     def data(self) -> str:
@@ -255,6 +250,7 @@ def _view(index: int, path: Path, label: str, results: Results) -> RunView:
         matrix_range=matrix_range(matrix),
         class_bars=class_bars(accuracies, f"Bars: accuracy of {len(classes)} classes, {span}."),
         classes=classes,
+        selection=view_selection(results),
     )
 
 

@@ -51,6 +51,17 @@ class Cost(_Part):
     exemplars: int = Field(description="images kept for later training")
 
 
+class Selection(_Part):
+    """Which prompts the tests choose after one task, out of those that the method has then."""
+
+    shares: list[list[float] | None] = Field(
+        description="by task tested so far: each prompt's share of the choices, 0 to 1; null for a task without tests"
+    )
+    entropy: Number = Field(
+        description="of all tests' shares in units of its maximum: 1 all alike, 0 one serves all; null if just one"
+    )
+
+
 class Provenance(_Part):
     """Where the numbers come from."""
 
@@ -76,4 +87,7 @@ class Results(_Part):
     class_names: dict[str, str] = Field(description="by class id")
     task_classes: list[list[int]] = Field(description="class ids of each task, in order of arrival")
     cost: Cost
+    selection: list[Selection | None] | None = Field(
+        None, description="after each task (null: not recorded); null for a method that does not choose prompts"
+    )
     provenance: Provenance

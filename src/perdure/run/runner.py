@@ -2,7 +2,8 @@
 
     runs/<name>/
       recipe.yaml     the resolved recipe, with versions and fingerprints
-      tasks/003/      state.safetensors + state.json, predictions.npz, cost.json: complete or absent
+      tasks/003/      state.safetensors + state.json, predictions.npz, cost.json: complete or absent;
+                      selection.json too if the method chooses prompts
       log.jsonl       one line per event
       results.json    once all tasks are done
 
@@ -34,7 +35,8 @@ from perdure.memory import FeatureStore
 from perdure.methods import Method
 from perdure.run.checkpoint import load_state, save_state, tensor_bytes
 from perdure.run.recipe import Recipe
-from perdure.run.results import Results
+from perdure.run.results import Results, Selection
+from perdure.run.selection import SELECTION_FILE, read_selection, selection_after
 from perdure.run.summary import machine, now, summarise, versions
 from perdure.train.runtime import peak_rss_bytes
 from perdure.types import Progress, no_progress
@@ -125,7 +127,7 @@ class Runner:
                 learned_parameters=method.learned_parameters(),
                 stored_bytes=tensor_bytes(state),
             )
-            self._commit(task.index, state, predictions, cost)
+            self._commit(task.index, state, predictions, cost, selection_after(method, stream, upto=task.index))
             accuracy = float(predictions.correct.mean()) if len(predictions.labels) else None
             self._log("task_finished", task=task.index, accuracy=accuracy, **dc.asdict(cost))
         return self._finish(stream, method, fingerprints)
@@ -169,7 +171,9 @@ class Runner:
                 raise CheckpointError("run", "state", f"of task {done - 1}", got, hint)
         return method, done
 
-    def _commit(self, index: int, state: dict[str, Any], predictions: Predictions, cost: TaskCost) -> None:
+    def _commit(
+        self, index: int, state: dict[str, Any], predictions: Predictions, cost: TaskCost, selection: Selection | None
+    ) -> None:
         final = self._task(index)
         temporary = final.with_name(f".{final.name}")
         with self._writing():
@@ -177,6 +181,8 @@ class Runner:
             save_state(temporary, state)
             np.savez(temporary / "predictions.npz", **dc.asdict(predictions))
             (temporary / "cost.json").write_text(json.dumps(dc.asdict(cost)))
+            if selection is not None:
+                (temporary / SELECTION_FILE).write_text(selection.model_dump_json())
             temporary.rename(final)
         if self.keep_states == "last" and index:
             for name in ("state.safetensors", "state.json"):
@@ -196,18 +202,19 @@ class Runner:
             return Results.model_validate_json(file.read_text())
         after = [read_predictions(self._task(i)) for i in range(len(stream))]
         costs = [json.loads((self._task(i) / "cost.json").read_text()) for i in range(len(stream))]
+        selection = [read_selection(self._task(i)) for i in range(len(stream))]
         provenance = {
             "recipe": self.recipe.values(),
             "command": self.command,
             "versions": versions(),
             "fingerprints": fingerprints,
             "machine": machine(method.backbone),
-            "depends_on_test_batch": method.tags.depends_on_test_batch,
+            "depends_on_test_batch": method.depends_on_test_batch,
             "quarantined": list(stream.quarantined),
             "started": self._started(),
             "finished": now(),
         }
-        results = summarise(stream, after, costs, provenance)
+        results = summarise(stream, after, costs, selection, provenance)
         with self._writing():
             _write(file, results.model_dump_json(indent=1) + "\n")
         self._log("run_finished", last_accuracy=results.metrics.last_accuracy)

@@ -25,13 +25,17 @@ from perdure.eval import (
     forgetting,
     top_k_accuracy,
 )
-from perdure.run.results import Cost, Metrics, Provenance, Results
+from perdure.run.results import Cost, Metrics, Provenance, Results, Selection
 
 PACKAGES = ("perdure", "torch", "torchvision", "timm", "numpy")
 
 
 def summarise(
-    stream: Stream, after: Sequence[Predictions], costs: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]
+    stream: Stream,
+    after: Sequence[Predictions],
+    costs: Sequence[Mapping[str, Any]],
+    selection: Sequence[Selection | None],
+    provenance: Mapping[str, Any],
 ) -> Results:
     """All metrics and the cost table of a finished run.
 
@@ -39,6 +43,7 @@ def summarise(
         stream: its stream.
         after: predictions after each task.
         costs: ``cost.json`` of each task.
+        selection: what the tests chose after each task.
         provenance: fields of :class:`perdure.run.results.Provenance`.
     """
     matrix, last = AccuracyMatrix.from_predictions(after), after[-1]
@@ -78,6 +83,7 @@ def summarise(
         class_names={str(c): name for c, name in stream.class_names.items()},
         task_classes=[list(t.classes) for t in stream],
         cost=cost,
+        selection=list(selection) if any(selection) else None,
         provenance=Provenance(**provenance),
     )
 
