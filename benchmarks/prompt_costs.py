@@ -69,7 +69,7 @@ def costs(name: str, backbone: Backbone, folder: Path) -> dict[str, float]:
     images = torch.randint(0, 256, (BATCH, 3, *2 * [backbone.preprocess.image_size]), dtype=torch.uint8)
     queries = backbone.features(images)
     columns = torch.arange(BATCH) % 10
-    learning = [p for p in (*method.learning(), *newest(method))]
+    learning = list(dict.fromkeys([*method.learning(), *newest(method)]))
     for p in learning:
         p.requires_grad_(True)
     adam = torch.optim.Adam(learning, 1e-6)
