@@ -17,9 +17,10 @@ from perdure.data import Preprocess
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import ConfigError
 from perdure.methods import base_prompt
-from perdure.methods.base_prompt import PromptBatch, masked_cross_entropy
+from perdure.methods.base_prompt import PromptBatch
 from perdure.methods.l2p import L2P, L2PConfig
 from perdure.modules.heads import GrowingLinear
+from perdure.modules.losses import masked_cross_entropy
 from perdure.modules.prompts import cosine_match, vote
 from perdure.train.loop import scaled_lr, train
 

@@ -23,8 +23,10 @@ from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import BackboneError, DataError, RecipeError
 from perdure.methods import base_prompt
-from perdure.methods.base_prompt import PromptBatch, PromptMethod, SelectionConfig, masked_cross_entropy
+from perdure.methods.base_prompt import PromptBatch, PromptMethod
+from perdure.methods.base_prompt_config import SelectionConfig
 from perdure.modules.heads import GrowingLinear
+from perdure.modules.losses import masked_cross_entropy
 from perdure.modules.prompts import TaskBlocks
 from perdure.train.loop import train
 

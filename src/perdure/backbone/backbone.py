@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses as dc
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Final, Self
 import torch
 from jaxtyping import Float, Num
 from timm.data import resolve_data_config
+from timm.layers import HybridEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -191,6 +193,19 @@ class Backbone(nn.Module):
         """
         return check_vit(self.model, self.name)
 
+    @functools.cached_property
+    def tokens_shape(self) -> tuple[int, int]:
+        """(n, d) of one image's :meth:`embed_tokens`."""
+        size = self.preprocess.image_size
+        with torch.no_grad():
+            n, d = self.embed_tokens(torch.zeros(1, 3, size, size))[0].shape
+        return n, d
+
+    @property
+    def has_stem(self) -> bool:
+        """Whether a Vision Transformer's patch embedding is a network itself, whose output is worth keeping."""
+        return isinstance(self.vit.patch_embed, HybridEmbed)
+
     def embed_tokens(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
         """The input of a Vision Transformer's first block; several walks over the same images share it.
 
@@ -201,9 +216,11 @@ class Backbone(nn.Module):
             BackboneError: if the model is no Vision Transformer that the block walk knows.
         """
         vit = self.vit
-        x = self.preprocess.normalise(images.to(self.device)).contiguous(memory_format=torch.channels_last)
+        n, alone = len(images), len(images) == 1 and self.device.type == "cpu"  # see features
+        pixels = torch.cat([images, images]) if alone else images
+        x = self.preprocess.normalise(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            return embed_patches(vit, x)
+            return embed_patches(vit, x)[:n]
 
     def walk(self, embedded: Float[Tensor, "b n d"], prompts: Mapping[int, Prompt] | None = None) -> TokenOutput:
         """The final-norm tokens, with prompts; gradient reaches the prompts. Counts as one pass per image.

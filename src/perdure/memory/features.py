@@ -12,14 +12,19 @@ resumes where it was. Segments are evicted whole, least recently used first.
 from __future__ import annotations
 
 import contextlib
+import dataclasses as dc
 import json
 import os
 import shutil
 import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from perdure.backbone import Backbone
 from perdure.data import LabelledImages
@@ -29,6 +34,16 @@ from perdure.memory.shelf import RECORD, Features, SegmentWriter, ShelfIndex, wr
 from perdure.types import Progress, no_progress
 
 SEGMENT_BYTES = 1 << 28
+
+
+@dc.dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a shelf keeps of each image."""
+
+    shelf: Path
+    backbone: Backbone
+    dim: int  # values per row
+    compute: Callable[[UInt8[Tensor, "b 3 s s"]], Float[Tensor, "b dim"]]
 
 
 class FeatureStore:
@@ -71,46 +86,76 @@ class FeatureStore:
             NonFiniteError: naming the image whose features are not finite.
             StorageError: if the disk or ``cache_bytes`` cannot hold the features; what is stored stays.
         """
+        shelf = self.directory / backbone.fingerprint
+        return self._rows(_Kind(shelf, backbone, backbone.dim, backbone.features), data, label)
+
+    def patches(self, backbone: Backbone, data: LabelledImages, *, label: str = "patches") -> Features:
+        """The input of a frozen Vision Transformer's first block, row i for image i, its tokens side by side.
+
+        Worth its place only where ``backbone.has_stem``: many times larger than features, and elsewhere cheap to
+        compute.
+
+        Args:
+            backbone: a frozen Vision Transformer.
+            data: the images.
+            label: what to call this in progress reports.
+
+        Returns:
+            Rows of n * d values, to be viewed as ``backbone.tokens_shape``.
+
+        Raises:
+            StorageError: as for :meth:`features`.
+        """
+        n, d = backbone.tokens_shape
+        shelf = self.directory / f"{backbone.fingerprint}-patches"
+
+        def compute(images: Tensor) -> Tensor:
+            with torch.no_grad():
+                return backbone.embed_tokens(images).flatten(1).float()
+
+        return self._rows(_Kind(shelf, backbone, n * d, compute), data, label)
+
+    def _rows(self, kind: _Kind, data: LabelledImages, label: str) -> Features:
         with self._lock:
-            shelf, keys = self.directory / backbone.fingerprint, data.keys
+            keys = data.keys
             for _ in range(4):  # another process may evict a segment between the look-up and its opening
-                index = ShelfIndex(shelf, backbone.dim)
+                index = ShelfIndex(kind.shelf, kind.dim)
                 missing = index.missing(keys)
                 if len(missing):
-                    self._check_space(shelf, backbone, len(data), len(missing))
-                    self._fill(shelf, backbone, data, missing, label)
+                    self._check_space(kind, len(data), len(missing))
+                    self._fill(kind, data, missing, label)
                 elif (found := index.features(keys)) is not None:  # only rows just checked are served
                     self._evict(keep=set(found.files))
                     return found
         hint = "Raise PERDURE_CACHE_BYTES, or give each process its own PERDURE_CACHE"
         raise StorageError("FeatureStore", "features", "kept until they are read", "evicted three times", hint)
 
-    def _fill(self, shelf: Path, backbone: Backbone, data: LabelledImages, missing: np.ndarray, label: str) -> None:
-        done, keys = 0, data.keys
+    def _fill(self, kind: _Kind, data: LabelledImages, missing: np.ndarray, label: str) -> None:
+        done, keys, backbone = 0, data.keys, kind.backbone
         self.progress(label, 0, len(missing))
         try:
-            writer = SegmentWriter(self._segment(shelf, backbone))
+            writer = SegmentWriter(self._segment(kind))
             for positions, images in data.batches(backbone.preprocess, backbone.batch_size, missing):
                 try:
-                    rows = backbone.features(images)
+                    rows = kind.compute(images)
                 except NonFiniteError as error:
                     raise NonFiniteError(data.name(int(positions[int(error.image)]))) from None
                 writer.append(keys[positions], rows.cpu().numpy())
                 done += len(positions)
                 self.progress(label, done, len(missing))
         except BaseException:
-            self._mine.pop(shelf, None)  # its last row may be cut short: never append to it again
+            self._mine.pop(kind.shelf, None)  # its last row may be cut short: never append to it again
             raise
 
-    def _segment(self, shelf: Path, backbone: Backbone) -> Path:
+    def _segment(self, kind: _Kind) -> Path:
         """This process's own segment of the shelf, without suffix; a new one when it is full."""
-        mine = self._mine.get(shelf)
-        if mine is None or not self._usable(mine, backbone.dim):
-            mine = self._mine[shelf] = shelf / uuid.uuid4().hex
-            about = {"backbone": backbone.name, "dim": backbone.dim, "precision": backbone.precision}
-            with writing(shelf):
-                shelf.mkdir(parents=True, exist_ok=True)
-                (shelf / "about.json").write_text(json.dumps(about))
+        mine = self._mine.get(kind.shelf)
+        if mine is None or not self._usable(mine, kind.dim):
+            mine = self._mine[kind.shelf] = kind.shelf / uuid.uuid4().hex
+            about = {"backbone": kind.backbone.name, "dim": kind.dim, "precision": kind.backbone.precision}
+            with writing(kind.shelf):
+                kind.shelf.mkdir(parents=True, exist_ok=True)
+                (kind.shelf / "about.json").write_text(json.dumps(about))
         return mine
 
     def _usable(self, segment: Path, dim: int) -> bool:
@@ -122,13 +167,13 @@ class FeatureStore:
         limit = min(SEGMENT_BYTES, self.cache_bytes // 8)
         return rows < limit and rows * RECORD.itemsize == index * dim * 4
 
-    def _check_space(self, shelf: Path, backbone: Backbone, n: int, n_missing: int) -> None:
-        row_bytes = backbone.dim * 4 + RECORD.itemsize
+    def _check_space(self, kind: _Kind, n: int, n_missing: int) -> None:
+        row_bytes = kind.dim * 4 + RECORD.itemsize
         if n * row_bytes > self.cache_bytes:
             must_be = f"at least {n * row_bytes} for {n} images"
             hint = "Raise PERDURE_CACHE_BYTES"
             raise StorageError("FeatureStore", "cache_bytes", must_be, self.cache_bytes, hint)
-        disk = next(p for p in (shelf, *shelf.parents) if p.exists())
+        disk = next(p for p in (kind.shelf, *kind.shelf.parents) if p.exists())
         free = shutil.disk_usage(disk).free
         if free < n_missing * row_bytes:
             must_be = f"at least {n_missing * row_bytes} bytes for {n_missing} images"

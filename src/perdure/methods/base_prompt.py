@@ -5,72 +5,36 @@ term (``_train_features``) and the features of test images (``_test_features``);
 
 Queries are the pooled features of the same frozen backbone without prompts. Those of test images are computed once and
 kept in the feature store; those of training images too where the view is deterministic. In training, the query pass
-and the prompted pass share the patch embedding.
+and the prompted pass share the patch embedding. Where that is a network itself (``Backbone.has_stem``, the built-in
+backbone's case), its output for deterministic views is kept as well.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses as dc
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Num, UInt8
-from pydantic import Field
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from perdure.backbone import Backbone
-from perdure.config import MethodConfig
 from perdure.data import LabelledImages, Task
 from perdure.errors import DataError
 from perdure.memory import Features, FeatureStore
 from perdure.methods.base import Method
+from perdure.methods.base_prompt_config import PromptConfig
 from perdure.modules.augment import random_crop_flip
-from perdure.modules.heads import GrowingLinear, HeadInit
-from perdure.train.loop import OptimizerName, ScheduleName, scaled_lr, shuffled, train
+from perdure.modules.heads import GrowingLinear
+from perdure.modules.losses import masked_cross_entropy
+from perdure.train.loop import scaled_lr, shuffled, train
 
 MIN_BATCHES = 4
-
-
-class PromptConfig(MethodConfig):
-    """Settings of training, the same for all prompt methods."""
-
-    lr: float = Field(1e-3, gt=0, description="learning rate")
-    scale_lr: bool = Field(False, description="multiply lr by batch_size / 256, the linear scaling rule")
-    epochs: int = Field(5, ge=1, description="passes over each task")
-    batch_size: int = Field(16, ge=1, description="images per step")
-    optimizer: OptimizerName = Field("adam", description="of prompts, keys and head; new at every task")
-    schedule: ScheduleName = Field("constant", description="of the learning rate")
-    weight_decay: float = Field(0.0, ge=0, description="of everything that learns")
-    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of all gradients together; null: no clipping")
-    min_scale: float = Field(0.5, gt=0, le=1, description="smallest area a random crop keeps; 1: no crop")
-    flip: bool = Field(True, description="mirror half of the training images")
-    shuffle: bool = Field(True, description="draw the order of the training images anew in every epoch")
-    drop_last: Literal["never", "from_4_batches", "always"] = Field(
-        "never", description="leave out an epoch's last, smaller batch"
-    )
-    train_logits: Literal["current", "seen"] = Field(
-        "current", description="classes in the training loss: the task's own, or all seen"
-    )
-    head_init: HeadInit = Field("normal_0.02", description="initial weights of new classes")
-    query_view: Literal["augmented", "clean"] = Field(
-        "augmented", description="clean takes training queries from the eval view: cached, but changes results"
-    )
-
-
-class SelectionConfig(PromptConfig):
-    """Settings of the methods that choose prompts by matching queries and keys."""
-
-    select_eval: Literal["instance", "batch_vote"] = Field(
-        "instance", description="batch_vote: the test batch chooses together, so results depend on its composition"
-    )
-    eval_batch: int = Field(16, ge=1, description="images that vote together in a test; without votes no effect")
-    eval_order: Literal["stored", "class_sorted", "shuffled"] = Field(
-        "stored", description="order in which test images form voting batches; class_sorted uses their labels"
-    )
 
 
 @dc.dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +47,7 @@ class PromptBatch:
 
 
 P = TypeVar("P", bound=PromptConfig)
+Views = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]  # positions -> embedded views, queries
 
 
 class PromptMethod(Method[P]):
@@ -149,15 +114,15 @@ class PromptMethod(Method[P]):
         self._begin_task(task, rng)
         columns = self.columns(task.train.labels).to(self.backbone.device)
         current = torch.unique(columns)
-        queries, per_epoch = self._stored_queries(task.train), len(self._batches(torch.arange(len(task.train))))
+        per_epoch = len(self._batches(torch.arange(len(task.train))))
 
         def loss(batch: PromptBatch) -> Tensor:
             features, term = self._train_features(batch)
             logits = self.head_(features.float())
             return masked_cross_entropy(logits, batch.columns, current if c.train_logits == "current" else None) + term
 
-        with task.train.decoded(self.backbone.preprocess) as pixels, torch.enable_grad():
-            epochs = (self._epoch(pixels, columns, queries, rng, e) for e in range(c.epochs))
+        with self._views(task.train) as views, torch.enable_grad():
+            epochs = (self._epoch(views, columns, rng, e) for e in range(c.epochs))
             train(
                 loss, self.learning(), epochs,
                 n_steps=c.epochs * per_epoch, n_epochs=c.epochs,
@@ -167,24 +132,49 @@ class PromptMethod(Method[P]):
             )  # fmt: skip
         self._end_task(task)
 
-    def _epoch(
-        self, pixels: UInt8[Tensor, "n 3 s s"], columns: Tensor, queries: Features | None, rng: torch.Generator, e: int
-    ) -> Iterator[PromptBatch]:
-        c, done = self.config, e * len(pixels)
-        order = next(shuffled(len(pixels), len(pixels), rng)) if c.shuffle else torch.arange(len(pixels))
-        for positions in self._batches(order):
-            images = pixels[positions].to(self.backbone.device)
-            if self._augments:
-                images = random_crop_flip(images, rng, min_scale=c.min_scale, flip=c.flip)
-            with torch.no_grad():
-                embedded = self.backbone.embed_tokens(images)
-                if queries is not None:
-                    found = queries[positions.numpy()].to(self.backbone.device)
+    @contextlib.contextmanager
+    def _views(self, data: LabelledImages) -> Iterator[Views]:
+        """Training batches by position; whatever is the same in every epoch comes from the store."""
+        c, backbone, augments, wanted = self.config, self.backbone, self._augments, self._takes_train_queries()
+        queries = self._stored_queries(data)
+        patches = self.store.patches(backbone, data) if backbone.has_stem and not augments else None
+        with (
+            contextlib.nullcontext(torch.empty(0))
+            if patches is not None
+            else data.decoded(backbone.preprocess) as pixels
+        ):
+
+            @torch.no_grad()
+            def views(positions: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+                if patches is not None:
+                    embedded = self._tokens(patches, positions.numpy())
                 else:
-                    found = self._queries(embedded if self._takes_train_queries() else embedded[:0])
-            yield PromptBatch(embedded, found, columns[positions.to(columns.device)])
+                    images = pixels[positions].to(backbone.device)
+                    cut = random_crop_flip(images, rng, min_scale=c.min_scale, flip=c.flip) if augments else images
+                    embedded = backbone.embed_tokens(cut)
+                if queries is not None:
+                    return embedded, queries[positions.numpy()].to(backbone.device)
+                return embedded, self._queries(embedded if wanted else embedded[:0])
+
+            yield views
+
+    @property
+    def _augments(self) -> bool:
+        return self.config.flip or self.config.min_scale < 1
+
+    def _stored_queries(self, data: LabelledImages) -> Features | None:
+        """Queries of training images from the store, where their view is the eval view or is said to be."""
+        fixed = self.config.query_view == "clean" or not self._augments
+        return self.store.features(self.backbone, data) if fixed and self._takes_train_queries() else None
+
+    def _epoch(self, views: Views, columns: Tensor, rng: torch.Generator, e: int) -> Iterator[PromptBatch]:
+        n, done = len(columns), e * len(columns)
+        order = next(shuffled(n, n, rng)) if self.config.shuffle else torch.arange(n)
+        for positions in self._batches(order):
+            embedded, queries = views(positions, rng)
+            yield PromptBatch(embedded, queries, columns[positions.to(columns.device)])
             done += len(positions)
-            self.store.progress("learning prompts", done, c.epochs * len(pixels))
+            self.store.progress("learning prompts", done, self.config.epochs * n)
 
     def _batches(self, order: Int[Tensor, " n"]) -> list[Tensor]:
         """An epoch's positions by batch.
@@ -201,21 +191,11 @@ class PromptMethod(Method[P]):
             raise DataError(type(self).__name__, "task", f"of {c.batch_size} images or more", len(order), hint)
         return parts[:-1]
 
-    @property
-    def _augments(self) -> bool:
-        return self.config.flip or self.config.min_scale < 1
-
-    def _stored_queries(self, data: LabelledImages) -> Features | None:
-        """Queries of training images from the store, where their view is the eval view or is said to be."""
-        fixed = self.config.query_view == "clean" or not self._augments
-        if not (fixed and self._takes_train_queries()):
-            return None
-        return self.store.features(self.backbone, data, label="train queries")
-
     # --- testing
 
     def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        return self._score(images, None)
+        with torch.no_grad():
+            return self._score(self.backbone.embed_tokens(images), None)
 
     def scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
         """As in :class:`Method`; every image's query is computed once, however many tasks follow.
@@ -224,14 +204,13 @@ class PromptMethod(Method[P]):
             data: images; their labels are looked at only by ``eval_order=class_sorted``, a published protocol.
         """
         self._require_fitted("scores_of")
-        order, size = self._test_order(data), self.backbone.batch_size
-        if self.depends_on_test_batch:
-            size = self.config.eval_batch  # type: ignore[attr-defined]
+        order, c = self._test_order(data), self.config
+        size: int = c.eval_batch if self.depends_on_test_batch else self.backbone.batch_size  # type: ignore[attr-defined]
         queries = self.store.features(self.backbone, data, label="test queries") if self.uses_queries else None
         parts, done = [], 0
-        for positions, images in data.batches(self.backbone.preprocess, size, order):
+        for positions, embedded in self._embedded(data, size, order):
             with torch.no_grad():
-                scores = self._score(images, None if queries is None else queries[positions])
+                scores = self._score(embedded, None if queries is None else queries[positions])
             done += len(positions)
             self.store.progress("testing", done, len(data))
             if order is None:
@@ -247,11 +226,30 @@ class PromptMethod(Method[P]):
             return np.argsort(data.labels, kind="stable")
         return np.random.default_rng(self.seed).permutation(len(data)) if how == "shuffled" else None
 
-    def _score(self, images: Num[Tensor, "b 3 h w"], queries: Tensor | None) -> Float[Tensor, "b classes"]:
-        n, device = len(images), self.backbone.device
+    def _embedded(
+        self, data: LabelledImages, size: int, order: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, Float[Tensor, "b n d"]]]:
+        """Positions and embedded eval views by batch; stored where the patch embedding is a network itself."""
+        if self.backbone.has_stem:
+            patches = self.store.patches(self.backbone, data)
+            order = np.arange(len(data)) if order is None else order
+            for start in range(0, len(order), size):
+                positions = order[start : start + size]
+                yield positions, self._tokens(patches, positions)
+            return
+        for positions, images in data.batches(self.backbone.preprocess, size, order):
+            with torch.no_grad():
+                embedded = self.backbone.embed_tokens(images)
+            yield positions, embedded
+
+    def _tokens(self, patches: Features, positions: np.ndarray) -> Float[Tensor, "b n d"]:
+        return patches[positions].view(-1, *self.backbone.tokens_shape).to(self.backbone.device)
+
+    def _score(self, embedded: Float[Tensor, "b n d"], queries: Tensor | None) -> Float[Tensor, "b classes"]:
+        n, device = len(embedded), self.backbone.device
         # single images take other kernels: see Backbone.features; a double would be another batch where that counts
         alone = n == 1 and device.type == "cpu" and not self.depends_on_test_batch
-        embedded = self.backbone.embed_tokens(torch.cat([images, images]) if alone else images)
+        embedded = torch.cat([embedded, embedded]) if alone else embedded
         if queries is not None:
             found = queries.to(device).expand(len(embedded), -1)
         else:
@@ -271,18 +269,3 @@ class PromptMethod(Method[P]):
             return embedded.new_empty(0, self.backbone.dim)
         with torch.no_grad():
             return self.backbone.pool(self.backbone.walk(embedded))
-
-
-def masked_cross_entropy(
-    logits: Float[Tensor, "b classes"], columns: Int[Tensor, " b"], current: Int[Tensor, " c"] | None
-) -> Float[Tensor, ""]:
-    """Cross-entropy over the columns ``current`` alone; the other columns' weights get a gradient of exactly zero.
-
-    Args:
-        logits: of all classes seen.
-        columns: the true ones, among ``current``.
-        current: ascending; None: all columns.
-    """
-    if current is None:
-        return F.cross_entropy(logits, columns)
-    return F.cross_entropy(logits[:, current], torch.searchsorted(current, columns))

@@ -35,7 +35,8 @@ from perdure.data import LabelledImages, Task
 from perdure.errors import CheckpointError, ConfigError
 from perdure.memory import FeatureStore
 from perdure.methods.base import Tags, methods
-from perdure.methods.base_prompt import PromptBatch, PromptConfig, PromptMethod
+from perdure.methods.base_prompt import PromptBatch, PromptMethod
+from perdure.methods.base_prompt_config import PromptConfig
 from perdure.modules.heads import HeadInit
 from perdure.modules.prefix import Components, Orthogonalisation, split_heads
 from perdure.train.loop import ScheduleName

@@ -38,7 +38,8 @@ from perdure.data import LabelledImages, Task
 from perdure.errors import ConfigError
 from perdure.memory import FeatureStore
 from perdure.methods.base import Tags, methods
-from perdure.methods.base_prompt import PromptBatch, PromptMethod, SelectionConfig
+from perdure.methods.base_prompt import PromptBatch, PromptMethod
+from perdure.methods.base_prompt_config import SelectionConfig
 from perdure.modules.prompt_generator import MixerInit, PromptGenerator
 from perdure.modules.prompts import TaskBlocks, best_slots, cosine_match, unit, vote
 
@@ -113,8 +114,7 @@ class DAP(PromptMethod[DAPConfig]):
         store: FeatureStore | None = None,
     ) -> None:
         super().__init__(backbone, config, seed=seed, store=store)
-        c, size, rng = self.config, backbone.preprocess.image_size, self._generator(GENERATORS)
-        n_tokens = backbone.embed_tokens(torch.zeros(1, 3, size, size)).shape[1]
+        c, n_tokens, rng = self.config, backbone.tokens_shape[0], self._generator(GENERATORS)
         self.generators_ = nn.ModuleList(
             PromptGenerator(n_tokens, c.n_prompts, backbone.dim, c.embedding_dim, c.mixer_init, rng)
             for _ in range(self.n_blocks if c.last_block_prompts else self.n_blocks - 1)

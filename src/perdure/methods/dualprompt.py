@@ -33,7 +33,8 @@ from perdure.data import LabelledImages, Task
 from perdure.errors import CheckpointError, ConfigError
 from perdure.memory import FeatureStore
 from perdure.methods.base import Tags, methods
-from perdure.methods.base_prompt import PromptBatch, PromptMethod, SelectionConfig
+from perdure.methods.base_prompt import PromptBatch, PromptMethod
+from perdure.methods.base_prompt_config import SelectionConfig
 from perdure.modules.prefix import split_heads
 from perdure.modules.prompts import TaskBlocks, best_slots, cosine_match, unit, vote
 

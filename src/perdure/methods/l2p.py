@@ -32,7 +32,8 @@ from perdure.data import LabelledImages, Task
 from perdure.errors import ConfigError
 from perdure.memory import FeatureStore
 from perdure.methods.base import Tags, methods
-from perdure.methods.base_prompt import PromptBatch, PromptMethod, SelectionConfig
+from perdure.methods.base_prompt import PromptBatch, PromptMethod
+from perdure.methods.base_prompt_config import SelectionConfig
 from perdure.modules.prompts import best_slots, cosine_match, vote_in_groups
 
 VOTES = {"select_train": "batch_vote", "select_eval": "batch_vote"}

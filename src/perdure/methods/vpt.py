@@ -37,7 +37,8 @@ from perdure.data import Task
 from perdure.errors import ConfigError
 from perdure.memory import FeatureStore
 from perdure.methods.base import Tags, methods
-from perdure.methods.base_prompt import PromptBatch, PromptConfig, PromptMethod
+from perdure.methods.base_prompt import PromptBatch, PromptMethod
+from perdure.methods.base_prompt_config import PromptConfig
 from perdure.modules.cosine_head import CosineHead
 from perdure.modules.gaussians import add_class_counts, add_class_sums
 from perdure.modules.heads import GrowingLinear, cosine_scores
@@ -183,9 +184,8 @@ class VPT(PromptMethod[VPTConfig]):
         """Adds the features of the task's eval views to their classes: one prompted pass per image."""
         frozen = self.store.features(self.backbone, task.train, label="train features")
         columns, width = self.columns(task.train.labels), len(self.classes_)
-        for rows, images in task.train.batches(self.backbone.preprocess, self.backbone.batch_size):
+        for rows, embedded in self._embedded(task.train, self.backbone.batch_size):
             with torch.no_grad():
-                embedded = self.backbone.embed_tokens(images)
                 features = self._test_features(embedded, frozen[rows].to(embedded.device)).cpu()
             self.sums_ = add_class_sums(self.sums_, columns[rows], features, width)
             self.counts_ = add_class_counts(self.counts_, columns[rows], width)
