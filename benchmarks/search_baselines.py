@@ -29,16 +29,19 @@ FINETUNE = {"lr": [0.01, 0.03, 0.1], "epochs": [1, 3, 5]}
 JOINT = {"lr": [3e-4, 1e-3, 3e-3], "epochs": [5, 20, 50]}
 
 
-def held_out_stream(data: str, n_tasks: int) -> Stream:
-    """The first tasks of a ten-task stream whose tests are a fifth of the training images."""
+def held_out_stream(data: str, n_tasks: int, of: int = 10) -> Stream:
+    """The first tasks of a stream whose tests are a fifth of the training images."""
     whole = load_dataset(data)
     rng, images = np.random.default_rng(0), whole.train
     held = np.concatenate(
-        [rng.permutation(of)[: len(of) // 5] for of in (np.flatnonzero(images.labels == c) for c in images.classes)]
+        [
+            rng.permutation(mine)[: len(mine) // 5]
+            for mine in (np.flatnonzero(images.labels == c) for c in images.classes)
+        ]
     )
     fit = np.setdiff1d(np.arange(len(images)), held)
     split = dc.replace(whole, train=images.subset(fit), test=images.subset(np.sort(held)))
-    sizes = task_sizes(len(split.class_names), tasks=10)
+    sizes = task_sizes(len(split.class_names), tasks=of)
     stream = class_incremental(split, sizes, order_classes(split.class_names, seed=1993))
     tests = [stream.test(i) for i in range(n_tasks)]
     return Stream(stream[:n_tasks], tests, stream.class_names, {"search": n_tasks})

@@ -1,0 +1,139 @@
+"""Backbones whose patch embedding is a network: its output is kept, and no bit of any result shows it."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from timm.layers import HybridEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from perdure import Backbone, FeatureStore, Stream
+from perdure.backbone import backbone as backbone_module
+from perdure.checks.subject import equal, frozen_state
+from perdure.data import Preprocess
+from perdure.data.stream import class_incremental
+from perdure.data.synthetic import synthetic_dataset
+from perdure.methods.base_prompt import PromptMethod
+from perdure.methods.dap import DAP, DAPConfig
+from perdure.methods.l2p import L2P, L2PConfig
+from perdure.methods.vpt import VPT, VPTConfig
+
+IDS = [4, 1, 9, 3]
+STILL = {"flip": False, "min_scale": 1.0, "epochs": 2, "batch_size": 5}
+
+
+class Stem(nn.Sequential):
+    """Two convolutions that count the images they see."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3, 2, 1), nn.GELU(), nn.Conv2d(4, 6, 3, 1, 1))
+        self.seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        return super().forward(x)
+
+
+@pytest.fixture
+def hybrid() -> Backbone:
+    """L = 2, D = 8, images of 8 px, four patches behind a stem."""
+    torch.manual_seed(0)
+    embed = functools.partial(HybridEmbed, backbone=Stem())
+    sizes = {"img_size": 8, "patch_size": 2, "embed_dim": 8, "depth": 2, "num_heads": 2, "num_classes": 0}
+    model = VisionTransformer(**sizes, embed_layer=embed)  # type: ignore[arg-type]
+    return Backbone(model, name="hybrid", preprocess=Preprocess(image_size=8), device="cpu")
+
+
+@pytest.fixture
+def stream() -> Stream:
+    """Two tasks of two classes, eleven training images and eight test images each."""
+    data = synthetic_dataset(IDS, train_per_class=(6, 5, 6, 5), test_per_class=4)
+    return class_incremental(data, [2, 2], IDS)
+
+
+def stem(backbone: Backbone) -> Stem:
+    found = backbone.vit.patch_embed.backbone
+    assert isinstance(found, Stem)
+    return found
+
+
+def learned(method: PromptMethod, stream: Stream) -> tuple[dict, list[Tensor]]:
+    scores = []
+    for task in stream:
+        method.fit_task(task)
+        scores += [torch.cat(list(method.scores_of(stream.test(i)))) for i in range(task.index + 1)]
+    return frozen_state(method), scores
+
+
+MAKERS = {
+    "dap": lambda b, s: DAP(b, DAPConfig(n_prompts=2, embedding_dim=4, **STILL), store=s),
+    "l2p": lambda b, s: L2P(b, L2PConfig(pool=3, top_k=2, length=2, **STILL), store=s),
+    "vpt": lambda b, s: VPT(b, VPTConfig(length=2, **STILL), store=s),
+    "vpt first task": lambda b, s: VPT(b, VPTConfig(length=2, mode="first_task", **STILL), store=s),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_kept_patches_change_no_bit_and_spare_the_stem(
+    name: str, hybrid: Backbone, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hybrid.has_stem and hybrid.tokens_shape == (5, 8)
+    method = MAKERS[name](hybrid, FeatureStore(tmp_path / "kept"))
+    stem(hybrid).seen = 0
+    state, scores = learned(method, stream)
+    with_store = stem(hybrid).seen
+    images = sum(len(t.train) + len(stream.test(t.index)) for t in stream)
+    assert with_store <= 2 * images  # each image once for its patches, once for its query
+
+    monkeypatch.setattr(backbone_module.Backbone, "has_stem", False)
+    stem(hybrid).seen = 0
+    other_state, other_scores = learned(MAKERS[name](hybrid, FeatureStore(tmp_path / "plain")), stream)
+    assert stem(hybrid).seen > with_store
+    assert equal(state, other_state)
+    assert all(torch.equal(a, b) for a, b in zip(scores, other_scores, strict=True))
+
+
+def test_a_second_run_needs_no_stem_at_all(hybrid: Backbone, stream: Stream, tmp_path: Path) -> None:
+    first = learned(MAKERS["l2p"](hybrid, FeatureStore(tmp_path)), stream)
+    stem(hybrid).seen = 0
+    second = learned(MAKERS["l2p"](hybrid, FeatureStore(tmp_path)), stream)
+    assert stem(hybrid).seen == 0
+    assert equal(first[0], second[0])
+
+
+def test_augmented_views_always_pass_the_stem(hybrid: Backbone, stream: Stream, tmp_path: Path) -> None:
+    task = stream[0]
+    for _ in range(2):
+        stem(hybrid).seen = 0
+        config = VPTConfig(length=2, epochs=2, batch_size=5)
+        VPT(hybrid, config, store=FeatureStore(tmp_path)).fit_task(task)
+        assert stem(hybrid).seen >= 2 * len(task.train)
+
+
+def test_stored_patches_are_the_input_of_the_first_block(hybrid: Backbone, stream: Stream, tmp_path: Path) -> None:
+    data = stream[0].train
+    store = FeatureStore(tmp_path)
+    rows = store.patches(hybrid, data)
+    assert len(rows) == len(data)
+    pixels = torch.cat([x for _, x in data.batches(hybrid.preprocess, 4)])
+    with torch.no_grad():
+        wanted = hybrid.embed_tokens(pixels)
+    assert tuple(wanted.shape[1:]) == hybrid.tokens_shape == (5, 8)
+    got = torch.cat(list(rows.batches(3))).view(-1, *hybrid.tokens_shape)
+    assert torch.equal(got, wanted)
+    assert store.features(hybrid, data).dim == 8, "features keep a shelf of their own"
+
+
+def test_one_image_alone_is_embedded_as_in_a_batch(hybrid: Backbone) -> None:
+    x = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(hybrid.embed_tokens(x[:1]), hybrid.embed_tokens(x)[:1])
+        assert hybrid.embed_tokens(x[:0]).shape == (0, 5, 8)
+
+
+def test_a_plain_patch_embedding_is_no_stem() -> None:
+    assert not Backbone.load("test_vit", pretrained=False, device="cpu").has_stem
