@@ -85,3 +85,13 @@ def test_a_module_that_cannot_be_imported_says_so_every_time(plugins: str) -> No
     for _ in range(2):
         with pytest.raises(ImportError, match="one"):
             things.get("one")
+
+
+def test_an_alias_is_found_but_not_listed_and_is_taken() -> None:
+    things: Registry[object] = Registry("thing")
+    first = things.register("x", "long_x")(object())
+    assert things.get("long_x") is things.get("x") is first
+    assert things.names() == ["x"]
+    with pytest.raises(ConfigError, match=r"name must be unused, but got 'long_x'\. Choose another name"):
+        things.register("y", "long_x")(object())
+    assert things.names() == ["x"], "nothing is filed under the other name either"

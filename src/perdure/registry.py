@@ -29,27 +29,34 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, package: str | None = None, group: str | None = None) -> None:
         self.kind, self._package, self._group = kind, package, group
         self._things: dict[str, T] = {}
+        self._aliases: set[str] = set()
         self._discovered = False
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str, *aliases: str) -> Callable[[T], T]:
         """A decorator that files the decorated thing under ``name``.
 
+        Args:
+            name: what it is listed under.
+            aliases: other names it is found by.
+
         Raises:
-            ConfigError: if the name is taken by something else.
+            ConfigError: if a name is taken by something else.
         """
 
         def file_it(thing: T) -> T:
-            if self._things.get(name, thing) is not thing:
-                raise ConfigError(f"{self.kind} registry", "name", "unused", name, "Choose another name")
-            self._things[name] = thing
+            for each in (name, *aliases):
+                if self._things.get(each, thing) is not thing:
+                    raise ConfigError(f"{self.kind} registry", "name", "unused", each, "Choose another name")
+            self._things |= dict.fromkeys((name, *aliases), thing)
+            self._aliases |= set(aliases)
             return thing
 
         return file_it
 
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """All names without aliases, sorted."""
         self._discover()
-        return sorted(self._things)
+        return sorted(set(self._things) - self._aliases)
 
     def get(self, name: str) -> T:
         """The thing filed under ``name``.

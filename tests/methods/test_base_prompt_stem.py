@@ -81,7 +81,8 @@ MAKERS = {
 def test_kept_patches_change_no_bit_and_spare_the_stem(
     name: str, hybrid: Backbone, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert hybrid.has_stem and hybrid.tokens_shape == (5, 8)
+    assert hybrid.has_stem
+    assert hybrid.tokens_shape == (5, 8)
     method = MAKERS[name](hybrid, FeatureStore(tmp_path / "kept"))
     stem(hybrid).seen = 0
     state, scores = learned(method, stream)

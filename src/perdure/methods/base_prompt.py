@@ -226,6 +226,17 @@ class PromptMethod(Method[P]):
             return np.argsort(data.labels, kind="stable")
         return np.random.default_rng(self.seed).permutation(len(data)) if how == "shuffled" else None
 
+    def _shares(
+        self, data: LabelledImages, n_slots: int, choose: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, " slots"]:
+        """The share of picks that each slot gets in a test; ``choose`` gets queries by its batches, as votes need."""
+        queries, order = self.store.features(self.backbone, data, label="test queries"), self._test_order(data)
+        counts, size = torch.zeros(n_slots), getattr(self.config, "eval_batch", len(data))
+        for at in torch.from_numpy(np.arange(len(data)) if order is None else order).split(size):
+            slots = choose(queries[at.numpy()].to(self.backbone.device))
+            counts += torch.bincount(slots.flatten().cpu(), minlength=n_slots)
+        return counts / counts.sum().clamp(min=1)
+
     def _embedded(
         self, data: LabelledImages, size: int, order: np.ndarray | None = None
     ) -> Iterator[tuple[np.ndarray, Float[Tensor, "b n d"]]]:

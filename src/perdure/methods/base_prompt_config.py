@@ -43,7 +43,7 @@ class SelectionConfig(PromptConfig):
     select_eval: Literal["instance", "batch_vote"] = Field(
         "instance", description="batch_vote: the test batch chooses together, so results depend on its composition"
     )
-    eval_batch: int = Field(16, ge=1, description="images that vote together in a test; without votes no effect")
+    eval_batch: int = Field(16, ge=1, description="images that choose together in a test, if they do at all")
     eval_order: Literal["stored", "class_sorted", "shuffled"] = Field(
         "stored", description="order in which test images form voting batches; class_sorted uses their labels"
     )

@@ -89,8 +89,7 @@ class DAPConfig(SelectionConfig):
         return shuffle
 
 
-@methods.register("dap")
-@methods.register("domain_adaptive_prompt")
+@methods.register("dap", "domain_adaptive_prompt")
 class DAP(PromptMethod[DAPConfig]):
     """Generates every image's prompts in every block, with the embedding of the task whose key fits the image best.
 
@@ -193,7 +192,4 @@ class DAP(PromptMethod[DAPConfig]):
 
     def selection_of(self, data: LabelledImages) -> Float[Tensor, " slots"]:
         """The share of images for which each task's embedding is chosen."""
-        queries = self.store.features(self.backbone, data).batches(self.config.eval_batch)
-        slots = [self._test_slots(q.to(self.backbone.device)).cpu() for q in queries]
-        counts = torch.bincount(torch.cat([*slots, torch.zeros(0).long()]), minlength=len(self.keys_)).float()
-        return counts / counts.sum().clamp(min=1)
+        return self._shares(data, len(self.keys_), self._test_slots)

@@ -22,7 +22,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
@@ -193,8 +192,4 @@ class DualPrompt(PromptMethod[DualPromptConfig]):
             NotFittedError: before the first task.
         """
         self._require_fitted("selection_of")
-        queries, order = self.store.features(self.backbone, data, label="test queries"), self._test_order(data)
-        parts = torch.from_numpy(np.arange(len(data)) if order is None else order).split(self.config.eval_batch)
-        picks = torch.cat([self._test_slots(queries[at.numpy()].to(self.backbone.device)) for at in parts])
-        counts = torch.bincount(picks.flatten().cpu(), minlength=len(self.keys_())).float()
-        return counts / counts.sum().clamp(min=1)
+        return self._shares(data, len(self.keys_()), self._test_slots)

@@ -172,9 +172,4 @@ class L2P(PromptMethod[L2PConfig]):
 
     def selection_of(self, data: LabelledImages) -> Float[Tensor, " slots"]:
         """The share of picks that each of the M prompts gets; images that vote together in a test do so here."""
-        c, queries, order = self.config, self.store.features(self.backbone, data), self._test_order(data)
-        positions, counts = torch.arange(len(data)) if order is None else torch.from_numpy(order), torch.zeros(c.pool)
-        for batch in positions.split(c.eval_batch):
-            slots = self._test_slots(queries[batch.numpy()].to(self.backbone.device))
-            counts += torch.bincount(slots.flatten().cpu(), minlength=c.pool)
-        return counts / counts.sum().clamp(min=1)
+        return self._shares(data, self.config.pool, self._test_slots)
