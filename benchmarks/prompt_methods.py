@@ -3,9 +3,8 @@
     python benchmarks/prompt_methods.py [--data caltech101 cifar10] [--methods l2p ...] [--seeds 1993 1994 1995]
 
 Runs recipes/DATA/METHOD_default.yaml in processes of one thread each, one per core (that is faster than one process
-with two threads). A run that is complete in runs/prompt_methods is not repeated, one that was stopped goes on, so the
-script may be called again until everything is there; each call writes benchmarks/results/prompt_methods.json from all
-complete runs, whichever they are.
+with two threads). Each finished run is added to benchmarks/results/prompt_methods.json at once; one that is there with
+the same recipe is not repeated, one that was stopped goes on: the script may be called until everything is there.
 """
 
 from __future__ import annotations
@@ -14,16 +13,15 @@ import argparse
 import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from perdure import Backbone
-from perdure.run import read_results
-from perdure.run.summary import machine, now, versions
+from perdure.run import Results, read_results
+from perdure.run.recipe import load_recipe
 
 RESULTS = Path(__file__).parent / "results" / "prompt_methods.json"
 RUNS = Path("runs/prompt_methods")
@@ -33,43 +31,56 @@ SEEDS = (1993, 1994, 1995)
 FIGURES = ("last_accuracy", "average_incremental_accuracy", "forgetting")
 
 
-def run(data: str, method: str, seed: int) -> None:
-    """One run as a user starts it, unless it is there."""
+class Record:
+    """The result file: data set, method and class order to a run's figures."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, Any] = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
+        self._lock = threading.Lock()
+
+    def has(self, data: str, method: str, seed: int, recipe: dict[str, Any]) -> bool:
+        """Whether that run is there, of this very recipe."""
+        known = self.runs.get(data, {}).get(method, {}).get(str(seed), {})
+        return bool(known.get("recipe") == json.loads(json.dumps(recipe)))
+
+    def add(self, data: str, method: str, seed: int, results: Results) -> None:
+        """Files one run and writes the file."""
+        told, p = results.metrics.model_dump(), results.provenance
+        run = {name: told[name] for name in FIGURES} | {"cost": results.cost.model_dump(), "recipe": p.recipe}
+        run |= {"finished": p.finished, "machine": p.machine, "versions": p.versions}
+        if results.selection and results.selection[-1]:
+            run["selection_entropy"] = results.selection[-1].entropy
+        with self._lock:
+            self.runs.setdefault(data, {}).setdefault(method, {})[str(seed)] = run
+            text = json.dumps({"command": "python benchmarks/prompt_methods.py", "runs": self.runs}, indent=1)
+            RESULTS.write_text(text + "\n")
+        print(data, method, seed, {name: told[name] for name in FIGURES}, flush=True)
+
+
+def run(record: Record, data: str, method: str, seed: int) -> None:
+    """One run as a user starts it, unless it is on record."""
+    path, override = Path(f"recipes/{data}/{method}_default.yaml"), f"stream.order_seed={seed}"
+    if record.has(data, method, seed, load_recipe(path, [override]).values()):
+        return
     out = RUNS / data / f"{method}-{seed}"
-    command = ["perdure", "run", f"recipes/{data}/{method}_default.yaml", "-s", f"stream.order_seed={seed}"]
     executable = Path(sys.executable).parent / "perdure"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([executable, *command[1:], "--out", out], check=True, env=environment, stdout=subprocess.DEVNULL)
-    print(data, method, seed, read_results(out).metrics.model_dump(include=set(FIGURES)), flush=True)
-
-
-def row(data: str, method: str) -> dict[str, Any] | None:
-    """Mean and standard deviation over the class orders that are there, and what one run cost; None without any."""
-    found = [(s, RUNS / data / f"{method}-{s}") for s in SEEDS]
-    runs = {s: read_results(out) for s, out in found if (out / "results.json").exists()}
-    if not runs:
-        return None
-    figures: dict[str, Any] = {"order_seeds": list(runs), "recipe": next(iter(runs.values())).provenance.recipe}
-    for name in FIGURES:
-        values = [getattr(r.metrics, name) for r in runs.values()]
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        figures[name] = {"mean": statistics.fmean(values), "stdev": spread, "values": values}
-    return {**figures, "cost": [r.cost.model_dump() for r in runs.values()]}
+    command = [str(executable), "run", str(path), "-s", override, "--out", str(out)]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    record.add(data, method, seed, read_results(out))
 
 
 def main() -> None:
-    """Runs what is missing and writes the result file."""
+    """Runs what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=DATA, choices=DATA)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, choices=SEEDS)
     args = parser.parse_args()
+    record, jobs = Record(), itertools.product(args.data, args.seeds, args.methods)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda job: run(job[0], job[2], job[1]), itertools.product(args.data, args.seeds, args.methods)))
-    rows = {d: {m: r for m in METHODS if (r := row(d, m))} for d in DATA}
-    report = {"command": "python benchmarks/prompt_methods.py", "date": now(), "rows": rows}
-    report |= {"machine": machine(Backbone.load("default")), "versions": versions()}
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+        for done in [pool.submit(run, record, data, method, seed) for data, seed, method in jobs]:
+            done.result()
 
 
 if __name__ == "__main__":

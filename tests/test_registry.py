@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,3 +97,23 @@ def test_an_alias_is_found_but_not_listed_and_is_taken() -> None:
     with pytest.raises(ConfigError, match=r"name must be unused, but got 'long_x'\. Choose another name"):
         things.register("y", "long_x")(object())
     assert things.names() == ["x"], "nothing is filed under the other name either"
+
+
+def test_a_second_thread_waits_until_all_is_discovered(monkeypatch: pytest.MonkeyPatch) -> None:
+    things: Registry[int] = Registry("thing")
+    started, go_on = threading.Event(), threading.Event()
+
+    def slowly() -> None:
+        started.set()
+        assert go_on.wait(10)
+        things.register("late")(1)
+
+    monkeypatch.setattr(things, "_import_all", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(things.names)
+        assert started.wait(10)
+        second = pool.submit(things.names)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.2)
+        go_on.set()
+        assert first.result(10) == second.result(10) == ["late"]

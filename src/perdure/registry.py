@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
@@ -31,6 +32,7 @@ class Registry(Generic[T]):
         self._things: dict[str, T] = {}
         self._aliases: set[str] = set()
         self._discovered = False
+        self._lock = threading.RLock()
 
     def register(self, name: str, *aliases: str) -> Callable[[T], T]:
         """A decorator that files the decorated thing under ``name``.
@@ -70,14 +72,15 @@ class Registry(Generic[T]):
         return self._things[name]
 
     def _discover(self) -> None:
-        if self._discovered:
-            return
-        self._discovered = True  # first: the modules may ask for names while they are imported
-        try:
-            self._import_all()
-        except BaseException:
-            self._discovered = False
-            raise
+        with self._lock:  # another thread must not meet half of the names
+            if self._discovered:
+                return
+            self._discovered = True  # first: the modules may ask for names while they are imported
+            try:
+                self._import_all()
+            except BaseException:
+                self._discovered = False
+                raise
 
     def _import_all(self) -> None:
         if self._package:
