@@ -30,7 +30,7 @@ JOINT = {"lr": [3e-4, 1e-3, 3e-3], "epochs": [5, 20, 50]}
 
 
 def held_out_stream(data: str, n_tasks: int, of: int = 10) -> Stream:
-    """The first tasks of a stream whose tests are a fifth of the training images."""
+    """The first ``n_tasks`` of ``of`` tasks, whose tests are a fifth of the training images."""
     whole = load_dataset(data)
     rng, images = np.random.default_rng(0), whole.train
     held = np.concatenate(

@@ -3,10 +3,10 @@
 Features are addressed by content: backbone fingerprint, then image hash. So a feature is shared between methods,
 seeds, class orders, splits, and between an image folder and its copy; an image added to a folder costs one pass.
 
-On disk, a *shelf* (one directory per backbone) holds *segments*, pairs of append-only files: ``*.rows`` with float32
-rows and ``*.index`` with a (hash, checksum) record per row, written after it. A process only appends to its own
-segment, so processes share a shelf without locks; a record exists only when its row is complete, so a killed fill
-resumes where it was. Segments are evicted whole, least recently used first.
+On disk, a *shelf* (one directory per backbone, another for its patches where a method asks for them) holds *segments*,
+pairs of append-only files: ``*.rows`` with float32 rows and ``*.index`` with a (hash, checksum) record per row, written
+after it. A process only appends to its own segment, so processes share a shelf without locks; a record exists only when
+its row is complete, so a killed fill resumes where it was. Segments are evicted whole, least recently used first.
 """
 
 from __future__ import annotations
