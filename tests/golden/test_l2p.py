@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from perdure import Backbone, Stream, load_stream
 from perdure.backbone.vit import TokenOutput, embed_patches
 from perdure.checks.subject import frozen_state
-from perdure.data import Preprocess
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import ConfigError
 from perdure.methods import base_prompt
@@ -23,18 +21,9 @@ from perdure.modules.heads import GrowingLinear
 from perdure.modules.losses import masked_cross_entropy
 from perdure.modules.prompts import cosine_match, vote
 from perdure.train.loop import scaled_lr, train
+from tiny_vit import tiny
 
 SMALL = {"pool": 4, "length": 2, "top_k": 2, "epochs": 1, "batch_size": 8}
-
-
-def tiny(**options: Any) -> Backbone:
-    """The specification's ViT, all weights shaken, float32."""
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2}
-    model = VisionTransformer(num_classes=0, **(sizes | options)).requires_grad_(False)
-    for p in model.parameters():
-        p.add_(0.3 * torch.randn_like(p))
-    return Backbone(model, name="tiny", preprocess=Preprocess(image_size=8), device="cpu")
 
 
 def l2p(backbone: Backbone | None = None, **config: Any) -> L2P:

@@ -20,18 +20,9 @@ from perdure.checks.subject import equal
 from perdure.data import LabelledImages, Preprocess
 from perdure.methods.vpt import VPT, VPTConfig
 from perdure.train.loop import train
+from tiny_vit import tiny
 
 DEEP_AND_SHALLOW = pytest.mark.parametrize("variant", ["deep", "shallow"])
-
-
-def tiny(**options: Any) -> Backbone:
-    """The specification's ViT, all weights shaken, float32."""
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2}
-    model = VisionTransformer(num_classes=0, **(sizes | options)).requires_grad_(False)
-    for p in model.parameters():
-        p.add_(0.3 * torch.randn_like(p))
-    return Backbone(model, name="tiny", preprocess=Preprocess(image_size=8), device="cpu")
 
 
 def vpt(backbone: Backbone, store: FeatureStore | None = None, **config: Any) -> VPT:

@@ -11,14 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from perdure import Backbone, FeatureStore, Stream, Task
 from perdure.backbone import Prompt
 from perdure.checks.subject import equal, frozen_state
 from perdure.config import load
-from perdure.data import LabelledImages, Preprocess, images
+from perdure.data import LabelledImages, images
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import BackboneError, DataError, RecipeError
@@ -29,6 +28,7 @@ from perdure.modules.heads import GrowingLinear
 from perdure.modules.losses import masked_cross_entropy
 from perdure.modules.prompts import TaskBlocks
 from perdure.train.loop import train
+from tiny_vit import tiny
 
 IDS = [70, -3, 12, 5, 8, 1]
 N = 12  # training images per task of the stream below
@@ -83,12 +83,7 @@ class WithoutQueries(Plain):
 
 @pytest.fixture
 def vit() -> Backbone:
-    """L = 2, D = 8, images of 8 px, all weights shaken."""
-    torch.manual_seed(0)
-    model = VisionTransformer(num_classes=0, img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2)
-    for p in model.requires_grad_(False).parameters():
-        p.add_(0.3 * torch.randn_like(p))
-    return Backbone(model, name="tiny", preprocess=Preprocess(image_size=8), device="cpu")
+    return tiny()
 
 
 @pytest.fixture

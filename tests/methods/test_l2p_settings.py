@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from perdure import Backbone, FeatureStore, Stream, Task, load_stream
 from perdure.backbone.vit import Prompt
 from perdure.checks import CHECKS, check_method
-from perdure.data import Preprocess
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import ConfigError
 from perdure.methods import base_prompt
 from perdure.methods.base_prompt import PromptBatch
 from perdure.methods.l2p import L2P, L2PConfig
+from tiny_vit import tiny
 
 SMALL = {"pool": 4, "length": 2, "top_k": 2, "epochs": 1, "batch_size": 8}
 
@@ -49,15 +48,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "select_eval": "instance", "eval_batch": 16,
     },
 }  # fmt: skip
-
-
-def tiny(**options: Any) -> Backbone:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2}
-    model = VisionTransformer(num_classes=0, **(sizes | options)).requires_grad_(False)
-    for p in model.parameters():
-        p.add_(0.3 * torch.randn_like(p))
-    return Backbone(model, name="tiny", preprocess=Preprocess(image_size=8), device="cpu")
 
 
 def small(backbone: Backbone | None = None, seed: int = 0, **config: Any) -> L2P:

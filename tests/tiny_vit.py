@@ -1,0 +1,21 @@
+"""The smallest stock Vision Transformer that golden tests can follow by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from perdure import Backbone
+from perdure.data import Preprocess
+
+
+def tiny(**options: Any) -> Backbone:
+    """Two blocks of width 8 on images of 8 px; all weights shaken, so that no norm or bias is the identity."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2}
+    model = VisionTransformer(num_classes=0, **(sizes | options)).requires_grad_(False)
+    for p in model.parameters():
+        p.add_(0.3 * torch.randn_like(p))
+    return Backbone(model, name="tiny", preprocess=Preprocess(image_size=8), device="cpu")
