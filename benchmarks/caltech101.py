@@ -21,8 +21,8 @@ import numpy as np
 
 from perdure import Backbone
 from perdure.run import Results, read_results
+from perdure.run.reading import read_predictions
 from perdure.run.report import accuracy_table, write_report
-from perdure.run.runner import read_predictions
 from perdure.run.summary import machine, now, versions
 
 RESULTS = Path(__file__).parent / "results" / "caltech101.json"

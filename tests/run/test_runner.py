@@ -19,7 +19,7 @@ from PIL import Image
 
 from perdure.errors import CheckpointError, RunDirectoryError, StorageError
 from perdure.methods import Method, methods
-from perdure.run import Results, Runner, load_recipe, read_results
+from perdure.run import Results, Runner, load_recipe, read_method, read_results
 from perdure.run.checkpoint import load_state
 from perdure.run.selection import SELECTION_FILE
 from perdure.train.runtime import peak_rss_bytes
@@ -223,6 +223,28 @@ def test_damaged_predictions_and_results_are_named(tmp_path: Path) -> None:
     (tmp_path / "run" / "results.json").write_text('{"version": "new"}')
     with pytest.raises(CheckpointError, match="valid results"):
         read_results(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["simplecil", "l2p"])
+def test_the_learned_method_is_read_back(name: str, tmp_path: Path) -> None:
+    wanted = recipe(name)
+    Runner(wanted, tmp_path / "run").run()
+    method, stream = read_method(tmp_path / "run"), wanted.load_stream()
+    last = arrays(tmp_path / "run")
+    guesses = np.concatenate([method.predict(stream.test(i)).numpy() for i in range(3)])
+    assert np.array_equal(guesses, last["002/top"][:, 0])
+
+
+def test_a_method_is_not_read_onto_other_weights(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="finished run"):
+        read_method(tmp_path)
+    Runner(recipe(), tmp_path / "run").run()
+    file = tmp_path / "run" / "results.json"
+    results = json.loads(file.read_text())
+    results["provenance"]["recipe"]["backbone"]["init_seed"] = 1
+    file.write_text(json.dumps(results))
+    with pytest.raises(CheckpointError, match="backbone"):
+        read_method(tmp_path / "run")
 
 
 def test_other_versions_are_logged_not_refused(tmp_path: Path) -> None:

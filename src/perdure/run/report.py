@@ -20,8 +20,8 @@ from markupsafe import Markup
 from perdure.errors import RunDirectoryError, StorageError
 from perdure.methods import methods
 from perdure.run.figures import RUN_COLORS, SYMBOLS, accuracy_curves, class_bars, matrix_range, task_matrix
+from perdure.run.reading import read_predictions, read_results
 from perdure.run.results import Results
-from perdure.run.runner import read_predictions, read_results
 from perdure.run.selection import SelectionView, view_selection
 
 N_WEAKEST = 10

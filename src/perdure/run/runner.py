@@ -34,6 +34,7 @@ from perdure.eval import Predictions, evaluate
 from perdure.memory import FeatureStore
 from perdure.methods import Method
 from perdure.run.checkpoint import load_state, save_state, tensor_bytes
+from perdure.run.reading import read_predictions
 from perdure.run.recipe import Recipe
 from perdure.run.results import Results, Selection
 from perdure.run.selection import SELECTION_FILE, read_selection, selection_after
@@ -233,38 +234,6 @@ class Runner:
             log.write(json.dumps(line) + "\n")
         if self._on_event:
             self._on_event(line)
-
-
-def read_predictions(task: Path) -> Predictions:
-    """The predictions in one task's directory.
-
-    Raises:
-        CheckpointError: if the file is missing or damaged.
-    """
-    try:
-        with np.load(task / "predictions.npz", allow_pickle=False) as arrays:
-            return Predictions(**arrays)
-    except (OSError, ValueError, TypeError) as error:
-        hint = f"Remove the run directory and run the same command again; features are kept ({error})"
-        raise CheckpointError("run", "predictions.npz", "readable", str(task), hint) from error
-
-
-def read_results(run: Path) -> Results:
-    """The results of a finished run.
-
-    Raises:
-        RunDirectoryError: if the directory is not a finished run.
-        CheckpointError: if ``results.json`` does not follow the schema.
-    """
-    file = run / "results.json"
-    if not file.is_file():
-        hint = "Finish it with the command in its recipe.yaml" if (run / "recipe.yaml").exists() else "Check the path"
-        raise RunDirectoryError("report", "run", "a finished run directory", str(run), hint)
-    try:
-        return Results.model_validate_json(file.read_text())
-    except ValueError as error:
-        hint = "It was written by another version of perdure, or edited"
-        raise CheckpointError("report", str(file), "valid results", str(error).splitlines()[0], hint) from error
 
 
 def _write(file: Path, text: str) -> None:
