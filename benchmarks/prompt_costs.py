@@ -1,10 +1,11 @@
 """What prompt methods cost per image, in units of one frozen forward pass F of the same backbone on the same images.
 
-    python benchmarks/prompt_costs.py [--backbone default] [--methods l2p vpt ...]
+    python benchmarks/prompt_costs.py [--backbones default vit_tiny_patch16_224] [--methods l2p vpt ...]
 
 Decoding is left out: pixels are in memory, and the test measures the work of one batch. Training steps are
-measured with queries from the store (deterministic view) and with a query pass per step (augmented view). Every figure
-is the median over rounds in which F and the step take turns, so that a busy machine hurts both alike. Writes
+measured with queries from the store (deterministic view) and with a query pass per step (augmented view); on a
+backbone with a stem, also with the stem's output from the store. Every figure is the median over rounds in which F and
+the step take turns, so that a busy machine hurts both alike. Each backbone's rows replace its earlier ones in
 benchmarks/results/prompt_costs.json.
 """
 
@@ -32,6 +33,7 @@ RESULTS = Path(__file__).parent / "results" / "prompt_costs.json"
 BATCH, ROUNDS = 16, 15
 MINIMUM = {"l2p": 2.3, "dualprompt": 2.1, "coda_prompt": 2.1, "dap": 2.2, "vpt": 2.2}
 NAMES = list(MINIMUM)
+BACKBONES = ["default", "vit_tiny_patch16_224"]  # the second with random weights: only its shape matters
 
 
 def fitted(name: str, backbone: Backbone, folder: Path) -> PromptMethod[Any]:
@@ -64,7 +66,7 @@ def ratios(steps: dict[str, Callable[[], object]], unit: Callable[[], object]) -
 
 
 def costs(name: str, backbone: Backbone, folder: Path) -> dict[str, float]:
-    """F per training image, with stored and with fresh queries, and per test image, with stored queries."""
+    """F per training image and per test image, with what is fresh and what is stored told apart."""
     method = fitted(name, backbone, folder)
     images = torch.randint(0, 256, (BATCH, 3, *2 * [backbone.preprocess.image_size]), dtype=torch.uint8)
     queries = backbone.features(images)
@@ -74,9 +76,12 @@ def costs(name: str, backbone: Backbone, folder: Path) -> dict[str, float]:
         p.requires_grad_(True)
     adam = torch.optim.Adam(learning, 1e-6)
 
-    def learn(fresh: bool) -> None:
+    with torch.no_grad():
+        patches = backbone.embed_tokens(images)
+
+    def learn(fresh: bool = False, kept: bool = False) -> None:
         with torch.no_grad():
-            embedded = backbone.embed_tokens(images)
+            embedded = patches if kept else backbone.embed_tokens(images)
             found = method._queries(embedded) if fresh else queries
         features, term = method._train_features(PromptBatch(embedded, found, columns))
         loss = F.cross_entropy(method.head_(features.float()), columns) + term
@@ -84,13 +89,15 @@ def costs(name: str, backbone: Backbone, folder: Path) -> dict[str, float]:
         loss.backward()
         adam.step()
 
-    def test() -> None:
+    def test(kept: bool = False) -> None:
         with torch.no_grad():
-            method._test_logits(backbone.embed_tokens(images), queries)
+            method._test_logits(patches if kept else backbone.embed_tokens(images), queries)
 
-    steps = {"train, stored queries": lambda: learn(False), "test, stored queries": test}
+    steps: dict[str, Callable[[], object]] = {"train, stored queries": learn, "test, stored queries": test}
     if method.uses_queries:
-        steps["train, query pass"] = lambda: learn(True)
+        steps["train, query pass"] = lambda: learn(fresh=True)
+    if backbone.has_stem:
+        steps["train, all stored"], steps["test, all stored"] = lambda: learn(kept=True), lambda: test(kept=True)
     return ratios(steps, lambda: backbone.features(images))
 
 
@@ -103,19 +110,22 @@ def newest(method: PromptMethod[Any]) -> list[torch.nn.Parameter]:
 def main() -> None:
     """Measures every method and writes the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="default")
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES)
     parser.add_argument("--methods", nargs="+", default=NAMES)
     args = parser.parse_args()
     tune_allocator()
-    backbone = Backbone.load(args.backbone, pretrained=args.backbone == "default", device="cpu")
-    rows = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in args.methods:
-            rows[name] = {"specification's minimum": MINIMUM[name], **costs(name, backbone, Path(folder))}
-            print(name, rows[name], flush=True)
-    report = {"command": f"python benchmarks/prompt_costs.py --backbone {args.backbone}", "date": now(), "rows": rows}
-    report |= {"backbone": backbone.name, "batch": BATCH, "machine": machine(backbone), "versions": versions()}
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    for name in args.backbones:
+        backbone = Backbone.load(name, pretrained=name == "default", device="cpu")
+        rows = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for method in args.methods:
+                rows[method] = {"specification's minimum": MINIMUM[method], **costs(method, backbone, Path(folder))}
+                print(name, method, rows[method], flush=True)
+        report = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"backbones": {}}
+        report |= {"command": "python benchmarks/prompt_costs.py", "batch": BATCH}
+        about = {"date": now(), "machine": machine(backbone), "versions": versions()}
+        report["backbones"][name] = {"full_name": backbone.name, "rows": rows, **about}
+        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

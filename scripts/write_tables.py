@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path("benchmarks/results")
 ABOUT = {
@@ -65,11 +67,83 @@ def distillation_table() -> str:
     return "\n".join(lines)
 
 
+STREAMS = {"cifar10": "CIFAR-10, 5 tasks", "caltech101": "Caltech-101, 10 tasks"}
+FIGURES = {"last_accuracy": "last", "average_incremental_accuracy": "average", "forgetting": "forgetting"}
+
+
+def prompt_methods_table() -> str:
+    """Accuracies of the prompt methods beside the baselines: mean and standard deviation over class orders."""
+    runs = json.loads((RESULTS / "prompt_methods.json").read_text())["runs"]
+    columns = [(data, figure) for data in STREAMS for figure in FIGURES]
+    heads = [f"{STREAMS[data]}: {FIGURES[figure]}" for data, figure in columns]
+    lines = _head("method", heads)
+    for method in runs["cifar10"]:
+        cells = [_mean([run[figure] for run in runs[data][method].values()]) for data, figure in columns]
+        lines.append(_row(f"`{method}`", cells))
+    return "\n".join(lines)
+
+
+def explanation_table() -> str:
+    """What becomes of the prompt methods' accuracy when tasks are not confused, or there are fewer of them."""
+    rows = json.loads((RESULTS / "explain_prompts.json").read_text())["rows"]
+    parts = {"own_head": "own head", "task_told": "task told", "task_found": "task found", "class_means": "class means"}
+    columns = [("5", part) for part in parts] + [(n, part) for n in ("2", "1") for part in ("own_head", "class_means")]
+    tasks = {"5": "5 tasks", "2": "2 tasks", "1": "1 task"}
+    lines = _head("method", [f"{tasks[n]}: {parts[part]}" for n, part in columns])
+    lines += [_row(f"`{name}`", [f"{100 * row[n][part]:.1f}" for n, part in columns]) for name, row in rows.items()]
+    return "\n".join(lines)
+
+
+def batch_effect_table() -> str:
+    """Last accuracy under the voting preset by test batch and order, beside the honest run's."""
+    rows = json.loads((RESULTS / "batch_effect.json").read_text())["rows"]
+    orders = {"class_sorted": "class-sorted", "by_task": "by task", "shuffled": "shuffled"}
+    sizes = ["1", "16", "128"]
+    heads = ["honest, any batch", "votes, batch of 1", *(f"{orders[o]}, {b}" for o in orders for b in sizes[1:])]
+    lines = _head("method and data", heads)
+    for data, methods in rows.items():
+        for name, row in methods.items():
+            cells = [row["honest"], row["shuffled"]["1"], *(row[o][b] for o in orders for b in sizes[1:])]
+            lines.append(_row(f"`{name}`, {STREAMS[data]}", [f"{100 * c:.1f}" for c in cells]))
+    return "\n".join(lines)
+
+
+def prompt_costs_table() -> str:
+    """Cost per image in frozen forward passes, beside the specifications' minima."""
+    backbones = json.loads((RESULTS / "prompt_costs.json").read_text())["backbones"]
+    steps = ["specification's minimum", "train, stored queries", "train, query pass", "train, all stored"]
+    steps += ["test, stored queries", "test, all stored"]
+    lines = _head("backbone, method", steps)
+    for backbone, about in backbones.items():
+        for name, row in about["rows"].items():
+            cells = [f"{row[step]:.2f}" if step in row else "–" for step in steps]
+            lines.append(_row(f"`{backbone}`, `{name}`", cells))
+    return "\n".join(lines)
+
+
+def _head(first: str, others: list[str]) -> list[str]:
+    return [f"| {first} | " + " | ".join(others) + " |", "|---|" + "---:|" * len(others)]
+
+
+def _row(first: str, cells: list[str]) -> str:
+    return f"| {first} | " + " | ".join(cells) + " |"
+
+
+def _mean(values: list[Any]) -> str:
+    """In percent, with the standard deviation where there are several."""
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "table": methods_table,
     "table:default-accuracy": default_accuracy_table,
     "table:default-speed": default_speed_table,
     "table:distillation": distillation_table,
+    "table:prompt-methods": prompt_methods_table,
+    "table:prompt-explanation": explanation_table,
+    "table:batch-effect": batch_effect_table,
+    "table:prompt-costs": prompt_costs_table,
 }
 
 

@@ -1,0 +1,91 @@
+"""What happens to an image's prediction when test images choose their prompts together: the published protocols.
+
+    OMP_NUM_THREADS=1 python benchmarks/batch_effect.py [--data cifar10 caltech101] [--methods l2p dualprompt dap]
+
+Trains recipes/DATA/METHOD_default.yaml under the preset `mammoth`, in which a test batch votes on its prompts, and
+tests the one learned model on all test images of the stream, in batches of 1, 16 and 128, three ways: `class_sorted`
+(all classes, one after another), `by_task` (each task's images tested alone, shuffled) and `shuffled` (all images
+shuffled). `honest` is the run without the preset: its predictions do not depend on the batch, so it has one figure.
+Finished rows stay in benchmarks/results/batch_effect.json; a call adds what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perdure import tune_allocator
+from perdure.data import LabelledImages
+from perdure.methods.base_prompt import PromptMethod
+from perdure.run import Runner, load_recipe, read_method
+from perdure.run.summary import machine, now, versions
+
+RESULTS = Path(__file__).parent / "results" / "batch_effect.json"
+RUNS = Path("runs/batch_effect")
+DATA = ("cifar10", "caltech101")
+METHODS = ("l2p", "dualprompt", "dap")
+PRESET = "mammoth"
+BATCHES = (1, 16, 128)
+SEED = 1993
+
+
+def trained(data: str, name: str, overrides: list[str]) -> tuple[PromptMethod[Any], list[LabelledImages]]:
+    """The method after the last task, and every task's test images."""
+    recipe = load_recipe(Path(f"recipes/{data}/{name}_default.yaml"), [f"stream.order_seed={SEED}", *overrides])
+    out = RUNS / f"{data}-{name}-{len(overrides)}"
+    Runner(recipe, out).run()
+    stream, method = recipe.load_stream(), read_method(out)
+    assert isinstance(method, PromptMethod)
+    return method, [stream.test(i) for i in range(len(stream))]
+
+
+def accuracy(method: PromptMethod[Any], tests: list[LabelledImages], **settings: object) -> float:
+    """Over all images of ``tests``, each tested on its own, with other settings for the test."""
+    method.config = method.config.model_copy(update=settings)
+    correct = np.concatenate([(method.predict(test).numpy() == test.labels) for test in tests])
+    return round(float(correct.mean()), 4)
+
+
+def row(data: str, name: str) -> dict[str, Any]:
+    """One method's figures."""
+    honest, tests = trained(data, name, [])
+    recipe = load_recipe(Path(f"recipes/{data}/{name}_default.yaml"), [f"stream.order_seed={SEED}", "stream.tasks=1"])
+    whole = recipe.load_stream().test(0)
+    found: dict[str, Any] = {"honest": accuracy(honest, [whole])}
+    voting, _ = trained(data, name, [f"method.preset={PRESET}"])
+    for order, batch in itertools.product(("class_sorted", "by_task", "shuffled"), BATCHES):
+        parts, how = (tests, "shuffled") if order == "by_task" else ([whole], order)
+        found.setdefault(order, {})[str(batch)] = accuracy(voting, parts, eval_batch=batch, eval_order=how)
+        print(data, name, order, batch, found[order][str(batch)], flush=True)
+    return {**found, "images": len(whole), "recipe": voting.config.model_dump(mode="json")} | {
+        "machine": machine(voting.backbone),
+        "versions": versions(),
+        "date": now(),
+    }
+
+
+def main() -> None:
+    """Adds what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=DATA, choices=DATA)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    args = parser.parse_args()
+    tune_allocator()
+    for data, name in itertools.product(args.data, args.methods):
+        rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
+        if name in rows.get(data, {}):
+            continue
+        found = row(data, name)
+        rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
+        rows.setdefault(data, {})[name] = found
+        about = {"command": "python benchmarks/batch_effect.py", "preset": PRESET, "order_seed": SEED}
+        RESULTS.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
