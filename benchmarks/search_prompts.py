@@ -62,8 +62,8 @@ def search(name: str, data: str, stream: Stream, backbone: Backbone) -> None:
 
 
 def write(backbone: Backbone, about: dict[str, Any]) -> None:
-    """The result file, from all rows found so far."""
-    found: dict[str, Any] = {}
+    """The result file, with all rows found so far; what it says of other methods and data sets stays."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text())["data"] if RESULTS.exists() else {}
     for path in sorted(ROWS.glob("*.json")):
         rows = json.loads(path.read_text())
         best = max(rows, key=lambda row: (row["accuracy"][-1], -row["epochs"], -row["lr"]))

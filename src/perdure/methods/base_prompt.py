@@ -19,7 +19,6 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ from perdure.memory import Features, FeatureStore
 from perdure.methods.base import Method
 from perdure.methods.base_prompt_config import PromptConfig
 from perdure.modules.augment import random_crop_flip
-from perdure.modules.heads import GrowingLinear
+from perdure.modules.heads import GrowingLinear, linear_scores
 from perdure.modules.losses import masked_cross_entropy
 from perdure.train.loop import scaled_lr, shuffled, train
 
@@ -267,12 +266,11 @@ class PromptMethod(Method[P]):
             found = self._queries(embedded if self.uses_queries else embedded[:0])
         scores = self._test_logits(embedded, found)[:n]
         self.backbone.passes.images -= alone * (1 + (queries is None and self.uses_queries))
-        return scores.float().cpu()
+        return scores.cpu()
 
     def _test_logits(self, embedded: Tensor, queries: Tensor) -> Float[Tensor, "b classes"]:
-        """Scores of the seen classes; taken in float64, so that their rounding does not depend on the batch."""
-        features = self._test_features(embedded, queries).double()
-        return F.linear(features, self.head_.weight.double(), self.head_.bias.double())
+        """Scores of the seen classes."""
+        return linear_scores(self._test_features(embedded, queries), self.head_)
 
     def _queries(self, embedded: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         """The pooled features of the frozen backbone without prompts."""

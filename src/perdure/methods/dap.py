@@ -166,7 +166,7 @@ class DAP(PromptMethod[DAPConfig]):
         inside = torch.zeros(len(self.keys_), logits.shape[1], dtype=torch.bool, device=logits.device)
         for slot, columns in enumerate(self.task_columns_):
             inside[slot, columns] = True
-        return logits.masked_fill(~inside[self._test_slots(queries)], HIDDEN)
+        return logits.masked_fill(~inside[self._test_slots(queries).to(logits.device)], HIDDEN)
 
     def _test_slots(self, queries: Float[Tensor, "b d"]) -> Int[Tensor, " b"]:
         slots = best_slots(cosine_match(queries, self.keys_()), 1)

@@ -30,7 +30,7 @@ from perdure.data import Task
 from perdure.memory import FeatureStore
 from perdure.methods.base import Method, Tags, methods
 from perdure.modules.augment import random_crop_flip
-from perdure.modules.heads import GrowingLinear
+from perdure.modules.heads import GrowingLinear, linear_scores
 from perdure.train.loop import train
 
 
@@ -100,5 +100,4 @@ class Finetune(Method[FinetuneConfig]):
         return F.cross_entropy(logits, batch.columns.to(logits.device))
 
     def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        features = self.backbone_.features(images).double()
-        return F.linear(features, self.head_.weight.double(), self.head_.bias.double()).float().cpu()
+        return linear_scores(self.backbone_.features(images), self.head_).cpu()

@@ -24,7 +24,7 @@ from perdure.backbone import Backbone
 from perdure.config import MethodConfig
 from perdure.memory import Features, FeatureStore
 from perdure.methods.base import FeatureMethod, Tags, methods
-from perdure.modules.heads import GrowingLinear
+from perdure.modules.heads import GrowingLinear, linear_scores
 from perdure.train.loop import shuffled, train
 
 
@@ -87,8 +87,7 @@ class Joint(FeatureMethod[JointConfig]):
             )  # fmt: skip
 
     def _scores_from_features(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
-        x = self._standardised(features).double()
-        return F.linear(x, self.head_.weight.double(), self.head_.bias.double()).float()
+        return linear_scores(self._standardised(features), self.head_)
 
     def _standardised(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         return (features - self.mean_) / self.scale_

@@ -56,10 +56,19 @@ class GrowingLinear(nn.Module):
         super()._load_from_state_dict(state, prefix, *rest)
 
 
-def cosine_scores(features: Float[Tensor, "b d"], prototypes: Float[Tensor, "classes d"]) -> Float[Tensor, "b classes"]:
-    """Cosine of every feature with every prototype, float32.
+def linear_scores(features: Float[Tensor, "b d"], head: GrowingLinear) -> Float[Tensor, "b classes"]:
+    """A linear head's scores of test images, float32.
 
     The product is taken in float64, so that its rounding, which depends on the batch, vanishes in the result.
     """
-    unit = F.normalize(features.double(), dim=1, eps=1e-12)
-    return (unit @ F.normalize(prototypes.double(), dim=1, eps=1e-12).T).float()
+    return F.linear(_float64(features), _float64(head.weight), _float64(head.bias)).float()
+
+
+def cosine_scores(features: Float[Tensor, "b d"], prototypes: Float[Tensor, "classes d"]) -> Float[Tensor, "b classes"]:
+    """Cosine of every feature with every prototype, float32; the product is taken in float64, as above."""
+    unit = F.normalize(_float64(features), dim=1, eps=1e-12)
+    return (unit @ F.normalize(_float64(prototypes), dim=1, eps=1e-12).T).float()
+
+
+def _float64(x: Tensor) -> Tensor:
+    return (x.cpu() if x.device.type == "mps" else x).double()  # Apple's GPUs have no float64
