@@ -5,7 +5,8 @@
 Trains recipes/DATA/METHOD_default.yaml under the preset `mammoth`, in which a test batch votes on its prompts, and
 tests the one learned model on all test images of the stream, in batches of 1, 16 and 128, three ways: `class_sorted`
 (all classes, one after another), `by_task` (each task's images tested alone, shuffled) and `shuffled` (all images
-shuffled). `honest` is the run without the preset: its predictions do not depend on the batch, so it has one figure.
+shuffled). `honest` is the run without the preset, from benchmarks/results/prompt_methods.json: its predictions do not
+depend on the batch, so it has one figure.
 Finished rows stay in benchmarks/results/batch_effect.json; a call adds what is missing.
 """
 
@@ -27,6 +28,7 @@ from perdure.run.summary import machine, now, versions
 
 RESULTS = Path(__file__).parent / "results" / "batch_effect.json"
 RUNS = Path("runs/batch_effect")
+HONEST = Path(__file__).parent / "results" / "prompt_methods.json"
 DATA = ("cifar10", "caltech101")
 METHODS = ("l2p", "dualprompt", "dap")
 PRESET = "mammoth"
@@ -34,10 +36,10 @@ BATCHES = (1, 16, 128)
 SEED = 1993
 
 
-def trained(data: str, name: str, overrides: list[str]) -> tuple[PromptMethod[Any], list[LabelledImages]]:
+def trained(data: str, name: str) -> tuple[PromptMethod[Any], list[LabelledImages]]:
     """The method after the last task, and every task's test images."""
-    recipe = load_recipe(Path(f"recipes/{data}/{name}_default.yaml"), [f"stream.order_seed={SEED}", *overrides])
-    out = RUNS / f"{data}-{name}-{len(overrides)}"
+    overrides = [f"stream.order_seed={SEED}", f"method.preset={PRESET}"]
+    recipe, out = load_recipe(Path(f"recipes/{data}/{name}_default.yaml"), overrides), RUNS / f"{data}-{name}"
     Runner(recipe, out).run()
     stream, method = recipe.load_stream(), read_method(out)
     assert isinstance(method, PromptMethod)
@@ -53,16 +55,16 @@ def accuracy(method: PromptMethod[Any], tests: list[LabelledImages], **settings:
 
 def row(data: str, name: str) -> dict[str, Any]:
     """One method's figures."""
-    honest, tests = trained(data, name, [])
+    honest = json.loads(HONEST.read_text())["runs"][data][name][str(SEED)]["last_accuracy"]
     recipe = load_recipe(Path(f"recipes/{data}/{name}_default.yaml"), [f"stream.order_seed={SEED}", "stream.tasks=1"])
     whole = recipe.load_stream().test(0)
-    found: dict[str, Any] = {"honest": accuracy(honest, [whole])}
-    voting, _ = trained(data, name, [f"method.preset={PRESET}"])
+    found: dict[str, Any] = {"honest": round(honest, 4)}
+    voting, tests = trained(data, name)
     for order, batch in itertools.product(("class_sorted", "by_task", "shuffled"), BATCHES):
         parts, how = (tests, "shuffled") if order == "by_task" else ([whole], order)
         found.setdefault(order, {})[str(batch)] = accuracy(voting, parts, eval_batch=batch, eval_order=how)
         print(data, name, order, batch, found[order][str(batch)], flush=True)
-    return {**found, "images": len(whole), "recipe": voting.config.model_dump(mode="json")} | {
+    return {**found, "images": len(whole), "method": voting.config.model_dump(mode="json")} | {
         "machine": machine(voting.backbone),
         "versions": versions(),
         "date": now(),

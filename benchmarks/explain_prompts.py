@@ -36,6 +36,7 @@ from perdure.run.summary import machine, now, versions
 
 RESULTS = Path(__file__).parent / "results" / "explain_prompts.json"
 RUNS = Path("runs/explain_prompts")
+FIVE = Path("runs/prompt_methods/cifar10")  # where benchmarks/prompt_methods.py leaves the runs of five tasks
 METHODS = ("vpt", "l2p", "dualprompt", "coda_prompt", "dap")
 TASKS = (5, 2, 1)
 
@@ -79,7 +80,7 @@ def shares(method: PromptMethod[Any], tests: list[LabelledImages], trains: list[
 def row(name: str, n_tasks: int) -> dict[str, Any]:
     """One trained model's figures."""
     recipe = load_recipe(Path(f"recipes/cifar10/{name}_default.yaml"), [f"stream.tasks={n_tasks}"])
-    out = RUNS / f"{name}-{n_tasks}"
+    out = FIVE / f"{name}-1993" if n_tasks == 5 else RUNS / f"{name}-{n_tasks}"
     Runner(recipe, out).run()
     stream, method = recipe.load_stream(), read_method(out)
     assert isinstance(method, PromptMethod)

@@ -4,7 +4,8 @@
 
 Runs recipes/DATA/METHOD_default.yaml in processes of one thread each, one per core (that is faster than one process
 with two threads). Each finished run is added to benchmarks/results/prompt_methods.json at once; one that is there with
-the same recipe is not repeated, one that was stopped goes on: the script may be called until everything is there.
+the same recipe is not repeated, one that was stopped goes on: the script may be called until everything is there, and by
+several processes for different runs.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from perdure.run import Results, read_results
 from perdure.run.recipe import load_recipe
@@ -31,43 +33,40 @@ SEEDS = (1993, 1994, 1995)
 FIGURES = ("last_accuracy", "average_incremental_accuracy", "forgetting")
 
 
-class Record:
-    """The result file: data set, method and class order to a run's figures."""
-
-    def __init__(self) -> None:
-        self.runs: dict[str, Any] = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
-        self._lock = threading.Lock()
-
-    def has(self, data: str, method: str, seed: int, recipe: dict[str, Any]) -> bool:
-        """Whether that run is there, of this very recipe."""
-        known = self.runs.get(data, {}).get(method, {}).get(str(seed), {})
-        return bool(known.get("recipe") == json.loads(json.dumps(recipe)))
-
-    def add(self, data: str, method: str, seed: int, results: Results) -> None:
-        """Files one run and writes the file."""
-        told, p = results.metrics.model_dump(), results.provenance
-        run = {name: told[name] for name in FIGURES} | {"cost": results.cost.model_dump(), "recipe": p.recipe}
-        run |= {"finished": p.finished, "machine": p.machine, "versions": p.versions}
-        if results.selection and results.selection[-1]:
-            run["selection_entropy"] = results.selection[-1].entropy
-        with self._lock:
-            self.runs.setdefault(data, {}).setdefault(method, {})[str(seed)] = run
-            text = json.dumps({"command": "python benchmarks/prompt_methods.py", "runs": self.runs}, indent=1)
-            RESULTS.write_text(text + "\n")
-        print(data, method, seed, {name: told[name] for name in FIGURES}, flush=True)
+def recorded() -> dict[str, Any]:
+    """Data set, method and class order to a finished run's figures."""
+    runs: dict[str, Any] = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
+    return runs
 
 
-def run(record: Record, data: str, method: str, seed: int) -> None:
+def record(data: str, method: str, seed: int, results: Results) -> None:
+    """Adds one run to the result file, which other processes may be writing too."""
+    told, p = results.metrics.model_dump(), results.provenance
+    run = {name: told[name] for name in FIGURES} | {"cost": results.cost.model_dump(), "recipe": p.recipe}
+    run |= {"finished": p.finished, "machine": p.machine, "versions": p.versions}
+    if results.selection and results.selection[-1]:
+        run["selection_entropy"] = results.selection[-1].entropy
+    RUNS.mkdir(parents=True, exist_ok=True)
+    with FileLock(RUNS / ".lock"):
+        runs = recorded()
+        runs.setdefault(data, {}).setdefault(method, {})[str(seed)] = run
+        text = json.dumps({"command": "python benchmarks/prompt_methods.py", "runs": runs}, indent=1)
+        RESULTS.write_text(text + "\n")
+    print(data, method, seed, {name: told[name] for name in FIGURES}, flush=True)
+
+
+def run(data: str, method: str, seed: int) -> None:
     """One run as a user starts it, unless it is on record."""
     path, override = Path(f"recipes/{data}/{method}_default.yaml"), f"stream.order_seed={seed}"
-    if record.has(data, method, seed, load_recipe(path, [override]).values()):
+    recipe = json.loads(json.dumps(load_recipe(path, [override]).values()))
+    if recorded().get(data, {}).get(method, {}).get(str(seed), {}).get("recipe") == recipe:
         return
     out = RUNS / data / f"{method}-{seed}"
     executable = Path(sys.executable).parent / "perdure"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [str(executable), "run", str(path), "-s", override, "--out", str(out)]
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    record.add(data, method, seed, read_results(out))
+    record(data, method, seed, read_results(out))
 
 
 def main() -> None:
@@ -77,9 +76,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, choices=SEEDS)
     args = parser.parse_args()
-    record, jobs = Record(), itertools.product(args.data, args.seeds, args.methods)
+    jobs = itertools.product(args.data, args.seeds, args.methods)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done in [pool.submit(run, record, data, method, seed) for data, seed, method in jobs]:
+        for done in [pool.submit(run, data, method, seed) for data, seed, method in jobs]:
             done.result()
 
 
