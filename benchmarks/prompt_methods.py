@@ -4,8 +4,8 @@
 
 Runs recipes/DATA/METHOD_default.yaml in processes of one thread each, one per core (that is faster than one process
 with two threads). Each finished run is added to benchmarks/results/prompt_methods.json at once; one that is there with
-the same recipe is not repeated, one that was stopped goes on: the script may be called until everything is there, and by
-several processes for different runs.
+the same recipe is not repeated, one that was stopped goes on: the script may be called until everything is there, and
+in several processes for different runs.
 """
 
 from __future__ import annotations
