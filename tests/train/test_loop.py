@@ -184,3 +184,26 @@ def test_long_gradients_are_shortened_together() -> None:
 @pytest.mark.parametrize(("batch_size", "lr"), [(16, 0.001875), (128, 0.015), (256, 0.03), (1, 0.03 / 256)])
 def test_the_linear_scaling_rule(batch_size: int, lr: float) -> None:
     assert scaled_lr(0.03, batch_size) == pytest.approx(lr, rel=1e-12)
+
+
+def test_epoch_cosine_and_milestone_change_by_epoch() -> None:
+    cosine = [lr_factor("epoch_cosine", 99, 100, epoch, 4) for epoch in range(4)]
+    assert cosine == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
+    assert [lr_factor("milestone", 99, 100, epoch, 4, 2) for epoch in range(4)] == [1, 1, 0.1, 0.1]
+    seen = values_during(4, lambda p: 1.0 * p, optimizer="adamw", schedule="milestone", milestone=1, n_epochs=2)
+    assert [a - b for a, b in itertools.pairwise(seen)] == pytest.approx([0.1, 0.1, 0.01, 0.01])
+
+
+def test_a_slow_group_has_its_own_rate_and_the_same_schedule_decay_and_clipping() -> None:
+    fast, slow = (nn.Parameter(torch.tensor(1.0, dtype=torch.float64)) for _ in range(2))
+    seen: list[tuple[float, float]] = []
+    train(
+        lambda _: 3.0 * fast + 4.0 * slow, [fast], [range(2)],
+        n_steps=2, lr=0.1, slow=[slow], slow_factor=0.01, optimizer="sgd", schedule="constant", clip_norm=1.0,
+        after_step=lambda: seen.append((fast.item(), slow.item())),
+    )  # fmt: skip
+    assert seen[0] == pytest.approx((1 - 0.1 * 0.6, 1 - 0.001 * 0.8))  # the norm of both gradients is 5
+    assert len(seen) == 2  # once after every step
+    train(lambda _: 0.0 * (fast + slow), [fast], [range(1)], n_steps=1, lr=0.1, slow=[slow], slow_factor=0.01,
+          weight_decay=0.5)  # fmt: skip
+    assert (fast.item() / seen[1][0], slow.item() / seen[1][1]) == pytest.approx((1 - 0.05, 1 - 0.0005))

@@ -13,7 +13,7 @@ from perdure.errors import TrainingError
 
 B = TypeVar("B")
 OptimizerName = Literal["sgd", "adam", "adamw"]
-ScheduleName = Literal["constant", "cosine", "quarter_cosine"]
+ScheduleName = Literal["constant", "cosine", "epoch_cosine", "quarter_cosine", "milestone"]
 
 
 def train(
@@ -23,13 +23,17 @@ def train(
     *,
     n_steps: int,
     lr: float,
+    slow: Iterable[nn.Parameter] = (),
+    slow_factor: float = 1.0,
     optimizer: OptimizerName = "sgd",
     betas: tuple[float, float] = (0.9, 0.999),
     amsgrad: bool = False,
     schedule: ScheduleName = "cosine",
     n_epochs: int = 1,
+    milestone: int = 0,
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> None:
     """Minimises ``loss`` with a new optimiser.
 
@@ -39,28 +43,35 @@ def train(
         epochs: the batches of each epoch.
         n_steps: how many batches there will be in all, for the schedule.
         lr: peak learning rate.
+        slow: what else learns, at another rate.
+        slow_factor: that rate, in units of ``lr``.
         optimizer: ``sgd`` (momentum 0.9), ``adam`` or ``adamw``.
         betas: of Adam.
         amsgrad: Adam's variant that never forgets its largest second moment.
-        schedule: ``constant``; ``cosine`` to zero over all steps; ``quarter_cosine``, CODA-Prompt's: a step per epoch.
-        n_epochs: how many epochs there will be, for ``quarter_cosine``.
+        schedule: see :func:`lr_factor`.
+        n_epochs: how many epochs there will be, for the schedules that change by epoch.
+        milestone: the epoch from which the rate of schedule ``milestone`` is a tenth.
         weight_decay: of all parameters.
         clip_norm: largest norm of all gradients together; longer ones are shortened to it.
+        after_step: called after every step.
 
     Raises:
         TrainingError: if the loss is no longer finite.
     """
-    learning = list(parameters)
+    fast, others = list(parameters), list(slow)
+    learning, groups = [*fast, *others], [{"params": fast, "peak": lr}]
+    if others:
+        groups.append({"params": others, "peak": lr * slow_factor})
     if optimizer == "sgd":
-        step: torch.optim.Optimizer = torch.optim.SGD(learning, lr, momentum=0.9, weight_decay=weight_decay)
+        step: torch.optim.Optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=weight_decay)
     else:
         kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
-        step = kind(learning, lr, betas=betas, weight_decay=weight_decay, amsgrad=amsgrad)
+        step = kind(groups, lr, betas=betas, weight_decay=weight_decay, amsgrad=amsgrad)
     t = 0
     for epoch, batches in enumerate(epochs):
         for batch in batches:
             for group in step.param_groups:
-                group["lr"] = lr * lr_factor(schedule, t, n_steps, epoch, n_epochs)
+                group["lr"] = group["peak"] * lr_factor(schedule, t, n_steps, epoch, n_epochs, milestone)
             step.zero_grad()
             value = loss(batch)
             if not torch.isfinite(value):
@@ -69,22 +80,31 @@ def train(
             if clip_norm is not None:
                 nn.utils.clip_grad_norm_(learning, clip_norm)
             step.step()
+            after_step()
             t += 1
 
 
-def lr_factor(schedule: ScheduleName, step: int, n_steps: int, epoch: int = 0, n_epochs: int = 1) -> float:
+def lr_factor(
+    schedule: ScheduleName, step: int, n_steps: int, epoch: int = 0, n_epochs: int = 1, milestone: int = 0
+) -> float:
     """What the peak learning rate is multiplied by at one step.
 
+    ``cosine`` falls to zero over all steps, ``epoch_cosine`` by epoch, so that the last epoch is not at zero yet.
     ``quarter_cosine`` is cos(99 π e / (200 (K - 1))) in epoch e of K, from 1 down to 0.0157 (CODA-Prompt's released
-    code); constant for K = 1, where that is undefined.
+    code); constant for K = 1, where that is undefined. ``milestone`` is a tenth from that epoch on.
 
     Args:
-        schedule: see :func:`train`.
+        schedule: one of the above, or ``constant``.
         step: from 0.
         n_steps: in all.
         epoch: from 0.
         n_epochs: in all.
+        milestone: an epoch, from 0.
     """
+    if schedule == "epoch_cosine":
+        return (1 + math.cos(math.pi * epoch / n_epochs)) / 2
+    if schedule == "milestone":
+        return 0.1 if epoch >= milestone else 1.0
     if schedule == "cosine":
         return (1 + math.cos(math.pi * min(step / n_steps, 1))) / 2
     if schedule == "quarter_cosine" and n_epochs > 1:
