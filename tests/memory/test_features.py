@@ -34,7 +34,7 @@ ROW_BYTES = 3 * SIDE * SIDE * 4
 class Pixels:
     """A backbone whose features are the pixels; ``fail_at`` images in, it raises ``failure`` once."""
 
-    name, precision, dim, batch_size = "pixels", "float32", 3 * SIDE * SIDE, 4
+    name, precision, dim, batch_size, has_stem = "pixels", "float32", 3 * SIDE * SIDE, 4, False
     preprocess = Preprocess(image_size=SIDE, crop_pct=1.0)
 
     def __init__(self, fingerprint: str = "pixels") -> None:
@@ -485,7 +485,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_the_features_of_a_thawed_backbone_are_not_kept(backbone: Backbone, store: FeatureStore) -> None:
-    with pytest.raises(BackboneError, match="'a thawed copy'"):
+    with pytest.raises(BackboneError, match="'one with trainable parameters'"):
         store.features(backbone.thawed_copy(), images())
     assert not store.directory.exists()
 

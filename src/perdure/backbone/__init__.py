@@ -1,7 +1,21 @@
 """Stock pretrained models behind one small interface."""
 
 from perdure.backbone.backbone import BUILT_IN, Backbone, Passes
+from perdure.backbone.insertable import Insertable
 from perdure.backbone.names import BareNameWarning
+from perdure.backbone.seats import SEATS, Insertion, PromptTokens, Site
 from perdure.backbone.vit import Prompt, TokenOutput
 
-__all__ = ["BUILT_IN", "Backbone", "BareNameWarning", "Passes", "Prompt", "TokenOutput"]
+__all__ = [
+    "BUILT_IN",
+    "SEATS",
+    "Backbone",
+    "BareNameWarning",
+    "Insertable",
+    "Insertion",
+    "Passes",
+    "Prompt",
+    "PromptTokens",
+    "Site",
+    "TokenOutput",
+]

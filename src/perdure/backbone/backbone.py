@@ -19,6 +19,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from perdure.backbone.default import load_default
+from perdure.backbone.device import device_of
+from perdure.backbone.insertable import Insertable
 from perdure.backbone.lite0 import load_lite0
 from perdure.backbone.names import full_timm_name
 from perdure.backbone.vit import Prompt, TokenOutput, check_vit, embed_patches, walk
@@ -39,8 +41,12 @@ class Passes:
 
     images: int = 0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Passes:
+        """Copies of a backbone count together."""
+        return self
 
-class Backbone(nn.Module):
+
+class Backbone(Insertable):
     """A stock timm model without its classifier, frozen and in eval mode.
 
     Args:
@@ -66,13 +72,12 @@ class Backbone(nn.Module):
         super().__init__()
         if precision not in PRECISIONS:
             raise ConfigError("Backbone", "precision", f"one of {sorted(PRECISIONS)}", precision, "Use float32")
-        self.device = _device(device)
+        self.device = device_of(device)
         # channels-last convolutions are up to five times faster on a CPU and no slower elsewhere
         self.model = model.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.name, self.preprocess, self.precision = name, preprocess, precision
         self.dim: int = int(model.head_hidden_size)  # type: ignore[arg-type]
         self.passes = Passes()
-        self.is_thawed = False
         self._fingerprint: tuple[object, str] | None = None
 
     @classmethod
@@ -120,17 +125,19 @@ class Backbone(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Name, weights, preprocessing and arithmetic in one hash: equal fingerprints give equal features.
+        """Name, weights, insertions, preprocessing and arithmetic in one hash: equal ones give equal features.
 
         Raises:
-            BackboneError: for a thawed backbone, whose features must not be kept.
+            BackboneError: for a backbone of which something may still be trained: its features must not be kept.
         """
         if self.is_thawed:
-            hint = "Use the frozen backbone it was copied from"
-            raise BackboneError("Backbone.fingerprint", "backbone", "frozen", "a thawed copy", hint)
-        tensors = {k: v for k, v in self.model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+            hint = "Freeze what was trained, or use the backbone it was copied from"
+            raise BackboneError("Backbone.fingerprint", "backbone", "frozen", "one with trainable parameters", hint)
+        held = {**self.model.state_dict(keep_vars=True), **self.insertions.state_dict(prefix="+", keep_vars=True)}
+        tensors = {k: v for k, v in held.items() if isinstance(v, Tensor)}
         tf32 = self.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
-        parts = (self.name, self.preprocess, self.precision, self.device.type, tf32)
+        parts: tuple[object, ...] = (self.name, self.preprocess, self.precision, self.device.type, tf32)
+        parts += tuple(repr(insertion) for insertion in self.insertions)
         versions = (parts, *((v.data_ptr(), v._version) for v in tensors.values()))
         if self._fingerprint is None or self._fingerprint[0] != versions:
             digest = hashlib.blake2b(repr(parts).encode(), digest_size=16)
@@ -164,12 +171,23 @@ class Backbone(nn.Module):
             return torch.zeros(0, self.dim, device=self.device)
         alone = len(x) == 1 and self.device.type == "cpu"
         self.passes.images -= alone  # the double is not an image of the user's
-        with torch.inference_mode():
-            out = self.embed(torch.cat([x, x]) if alone else x)[: len(x)]
-        bad = ~torch.isfinite(out).all(dim=1)
-        if bad.any():
-            raise NonFiniteError(int(bad.nonzero()[0]))
-        return out.clone()  # an ordinary tensor, usable in training
+        with torch.no_grad():
+            return _finite(self.embed(torch.cat([x, x]) if alone else x)[: len(x)])
+
+    def features_of_patches(self, patches: Float[Tensor, "b nd"]) -> Float[Tensor, "b d"]:
+        """:meth:`features` from :meth:`embed_tokens`, whose tokens stand side by side in a row.
+
+        Args:
+            patches: rows of ``FeatureStore.patches``.
+
+        Raises:
+            NonFiniteError: as for :meth:`features`.
+        """
+        x = patches.view(-1, *self.tokens_shape).to(self.device)
+        alone = len(x) == 1 and self.device.type == "cpu"
+        self.passes.images -= alone
+        with torch.no_grad():
+            return _finite(self.pool(self.walk(torch.cat([x, x]) if alone else x))[: len(x)])
 
     def embed(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Pooled features, with gradient where the backbone is thawed.
@@ -203,8 +221,8 @@ class Backbone(nn.Module):
 
     @property
     def has_stem(self) -> bool:
-        """Whether a Vision Transformer's patch embedding is a network itself, whose output is worth keeping."""
-        return isinstance(self.vit.patch_embed, HybridEmbed)
+        """Whether it is a Vision Transformer whose patch embedding is a network itself, its output worth keeping."""
+        return isinstance(getattr(self.model, "patch_embed", None), HybridEmbed)
 
     def embed_tokens(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
         """The input of a Vision Transformer's first block; several walks over the same images share it.
@@ -266,7 +284,7 @@ class Backbone(nn.Module):
         BatchNorm stays in eval mode with the pretrained statistics: a task's few images must not redefine them.
         """
         other = copy.deepcopy(self)
-        other.passes, other.is_thawed = self.passes, True
+        other._viewed_fingerprint = ""
         other.model.requires_grad_(True)
         return other
 
@@ -275,15 +293,8 @@ class Backbone(nn.Module):
         return super().train(False)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError("Backbone", "device", "available", name, f"Use device=auto ({reason})") from None
-    return device
+def _finite(features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+    bad = ~torch.isfinite(features).all(dim=1)
+    if bad.any():
+        raise NonFiniteError(int(bad.nonzero()[0]))
+    return features

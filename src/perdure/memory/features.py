@@ -18,12 +18,12 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from perdure.backbone import Backbone
@@ -43,7 +43,18 @@ class _Kind:
     shelf: Path
     backbone: Backbone
     dim: int  # values per row
-    compute: Callable[[UInt8[Tensor, "b 3 s s"]], Float[Tensor, "b dim"]]
+    compute: Callable[[Tensor], Float[Tensor, "b dim"]]  # of uint8 pixels, or of rows of ``patches``
+    patches: Features | None = None  # of all images, where rows are computed from these
+
+    def batches(self, data: LabelledImages, positions: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Positions and what ``compute`` takes."""
+        size = self.backbone.batch_size
+        if self.patches is None:
+            yield from data.batches(self.backbone.preprocess, size, positions)
+            return
+        for start in range(0, len(positions), size):
+            here = positions[start : start + size]
+            yield here, self.patches[here]
 
 
 class FeatureStore:
@@ -77,6 +88,8 @@ class FeatureStore:
     def features(self, backbone: Backbone, data: LabelledImages, *, label: str = "features") -> Features:
         """The backbone's features of ``data``, row i for image i; missing ones are computed and kept.
 
+        A view with insertions on a backbone with a stem goes on from :meth:`patches`, which all views share.
+
         Args:
             backbone: a frozen backbone.
             data: the images.
@@ -86,8 +99,11 @@ class FeatureStore:
             NonFiniteError: naming the image whose features are not finite.
             StorageError: if the disk or ``cache_bytes`` cannot hold the features; what is stored stays.
         """
-        shelf = self.directory / backbone.fingerprint
-        return self._rows(_Kind(shelf, backbone, backbone.dim, backbone.features), data, label)
+        kind = _Kind(self.directory / backbone.fingerprint, backbone, backbone.dim, backbone.features)
+        if backbone.has_stem and backbone.stem_fingerprint != backbone.fingerprint:
+            patches = self.patches(backbone, data)
+            kind = dc.replace(kind, compute=backbone.features_of_patches, patches=patches)
+        return self._rows(kind, data, label)
 
     def patches(self, backbone: Backbone, data: LabelledImages, *, label: str = "patches") -> Features:
         """The input of a frozen Vision Transformer's first block, row i for image i, its tokens side by side.
@@ -107,7 +123,7 @@ class FeatureStore:
             StorageError: as for :meth:`features`.
         """
         n, d = backbone.tokens_shape
-        shelf = self.directory / f"{backbone.fingerprint}-patches"
+        shelf = self.directory / f"{backbone.stem_fingerprint}-patches"
 
         def compute(images: Tensor) -> Tensor:
             with torch.no_grad():
@@ -131,13 +147,13 @@ class FeatureStore:
         raise StorageError("FeatureStore", "features", "kept until they are read", "evicted three times", hint)
 
     def _fill(self, kind: _Kind, data: LabelledImages, missing: np.ndarray, label: str) -> None:
-        done, keys, backbone = 0, data.keys, kind.backbone
+        done, keys = 0, data.keys
         self.progress(label, 0, len(missing))
         try:
             writer = SegmentWriter(self._segment(kind))
-            for positions, images in data.batches(backbone.preprocess, backbone.batch_size, missing):
+            for positions, inputs in kind.batches(data, missing):
                 try:
-                    rows = kind.compute(images)
+                    rows = kind.compute(inputs)
                 except NonFiniteError as error:
                     raise NonFiniteError(data.name(int(positions[int(error.image)]))) from None
                 writer.append(keys[positions], rows.cpu().numpy())

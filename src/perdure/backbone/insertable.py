@@ -1,0 +1,104 @@
+"""What makes modules insertable into a backbone: views that share its weights, and the list of insertions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Self
+
+from torch import nn
+
+from perdure.backbone.seats import Insertion, Make, attach, detach, fold, sites
+from perdure.errors import BackboneError
+
+
+class Insertable(nn.Module):
+    """A stock model and what is inserted into it."""
+
+    model: Any  # a stock timm model
+    name: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.insertions = nn.ModuleList()
+        self._viewed_fingerprint = ""  # of the backbone this is a view of
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that features depend on."""
+        raise NotImplementedError
+
+    @property
+    def stem_fingerprint(self) -> str:
+        """Of all that the patch embedding depends on: views share it, unless an insertion changes that very layer."""
+        changed = any(name.startswith("patch_embed") for i in self._inserted() for name in i.names)
+        return self.fingerprint if changed or not self._viewed_fingerprint else self._viewed_fingerprint
+
+    @property
+    def is_thawed(self) -> bool:
+        """Whether anything in it may still be trained."""
+        return any(p.requires_grad for p in self.parameters())
+
+    def view(self) -> Self:
+        """A backbone with the same weights, not copied: modules inserted there do not change this one.
+
+        Passes are counted together.
+
+        Raises:
+            BackboneError: if something in this one may still be trained.
+        """
+        fingerprint = self.stem_fingerprint
+        shared = {id(t): t for t in (*self.parameters(), *self.buffers())}
+        other = copy.deepcopy(self, shared)
+        other._viewed_fingerprint = fingerprint
+        return other
+
+    def insert(self, seat: str, make: Make, *, blocks: Sequence[int] | None = None, stay: bool = False) -> Insertion:
+        """Inserts a module at every site of a seat; see :mod:`perdure.backbone.seats`.
+
+        Args:
+            seat: ``mlp``, ``qkv``, ``tokens``, ``outputs`` or ``convolutions``.
+            make: makes one site's module. Its parameters may be trained; freeze them to have features kept.
+            blocks: which blocks of a transformer; all by default.
+            stay: whether the tokens of seat ``tokens`` travel on to the last block.
+
+        Raises:
+            BackboneError: for a seat or block the model does not have.
+        """
+        found = sites(self.model, self.name, seat, blocks)
+        insertion = Insertion(seat, found, [make(site) for site in found])
+        insertion.to(next(self.model.parameters()).device)
+        attach(found, insertion, self.model.blocks[-1] if stay else None)
+        self.insertions.append(insertion)
+        return insertion
+
+    def remove(self, insertion: Insertion) -> None:
+        """Takes an insertion out again: the backbone is what it was without it, bit for bit.
+
+        Args:
+            insertion: from :meth:`insert`.
+
+        Raises:
+            BackboneError: if it is not there.
+        """
+        if all(other is not insertion for other in self.insertions):
+            got, hint = f"one at seat {insertion.seat}", "Remove it once, from the backbone it was inserted into"
+            raise BackboneError("Backbone.remove", "insertion", "one of this backbone's", got, hint)
+        detach(self.model, insertion)
+        self.insertions = nn.ModuleList(other for other in self.insertions if other is not insertion)
+
+    def folded(self) -> Self:
+        """A backbone without insertions whose weights do what this one does with them.
+
+        Raises:
+            BackboneError: if an insertion is no linear map.
+        """
+        other = copy.deepcopy(self)
+        other._viewed_fingerprint = ""
+        for insertion in other._inserted():
+            other.remove(insertion)
+            fold(other.model, insertion)
+        return other
+
+    def _inserted(self) -> list[Insertion]:
+        return [i for i in self.insertions if isinstance(i, Insertion)]

@@ -1,0 +1,43 @@
+"""The bottleneck adapter beside a transformer block's MLP."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Adapter(nn.Module):
+    """``scale * (W_up D(ReLU(W_down u + b_down)) + b_up)``: zero at first.
+
+    Source: Chen et al., "AdaptFormer", NeurIPS 2022, without its norm, as APER, RanPAC, EASE and MOS use it.
+
+    Args:
+        dim: width d of the tokens.
+        rank: width of the bottleneck.
+        rng: where W_down ~ U(±1/√d) comes from; all else is zero.
+        scale: fixed; it multiplies b_up too.
+        dropout: share of the bottleneck that is dropped while ``dropout_rng`` is set, that is, in training.
+    """
+
+    def __init__(self, dim: int, rank: int, rng: torch.Generator, *, scale: float = 0.1, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.scale, self.dropout = scale, dropout
+        self.dropout_rng: torch.Generator | None = None
+        self.down, self.up = nn.Linear(dim, rank), nn.Linear(rank, dim)
+        with torch.no_grad():
+            self.down.weight.copy_(dim**-0.5 * (2 * torch.rand(rank, dim, generator=rng) - 1))
+            for zero in (self.down.bias, self.up.weight, self.up.bias):
+                zero.zero_()
+
+    def forward(self, u: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        hidden = F.relu(self.down(u))
+        if self.dropout_rng is not None and self.dropout:
+            kept = torch.rand(hidden.shape, generator=self.dropout_rng, device=hidden.device) >= self.dropout
+            hidden = hidden * kept / (1 - self.dropout)
+        out: Tensor = self.scale * self.up(hidden)
+        return out
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
