@@ -6,7 +6,8 @@ Trains recipes/DATA/METHOD_default.yaml under the preset `mammoth`, in which a t
 tests the one learned model on all test images of the stream, in batches of 1, 16 and 128, three ways: `class_sorted`
 (all classes, one after another), `by_task` (each task's images tested alone, shuffled) and `shuffled` (all images
 shuffled). `honest` is the run without the preset, from benchmarks/results/prompt_methods.json: its predictions do not
-depend on the batch, so it has one figure.
+depend on the batch, so it has one figure. `dap, mask_by_task` is DAP's model tested as its `official_inr` protocol
+has it: the vote also hides all classes outside the task it finds.
 Finished rows stay in benchmarks/results/batch_effect.json; a call adds what is missing.
 """
 
@@ -30,7 +31,7 @@ RESULTS = Path(__file__).parent / "results" / "batch_effect.json"
 RUNS = Path("runs/batch_effect")
 HONEST = Path(__file__).parent / "results" / "prompt_methods.json"
 DATA = ("cifar10", "caltech101")
-METHODS = ("l2p", "dualprompt", "dap")
+METHODS = ("l2p", "dualprompt", "dap", "dap, mask_by_task")
 PRESET = "mammoth"
 BATCHES = (1, 16, 128)
 SEED = 1993
@@ -53,8 +54,10 @@ def accuracy(method: PromptMethod[Any], tests: list[LabelledImages], **settings:
     return round(float(correct.mean()), 4)
 
 
-def row(data: str, name: str) -> dict[str, Any]:
+def row(data: str, label: str) -> dict[str, Any]:
     """One method's figures."""
+    name, _, option = label.partition(", ")
+    extra = {option: True} if option else {}
     honest = json.loads(HONEST.read_text())["runs"][data][name][str(SEED)]["last_accuracy"]
     recipe = load_recipe(Path(f"recipes/{data}/{name}_default.yaml"), [f"stream.order_seed={SEED}", "stream.tasks=1"])
     whole = recipe.load_stream().test(0)
@@ -62,8 +65,8 @@ def row(data: str, name: str) -> dict[str, Any]:
     voting, tests = trained(data, name)
     for order, batch in itertools.product(("class_sorted", "by_task", "shuffled"), BATCHES):
         parts, how = (tests, "shuffled") if order == "by_task" else ([whole], order)
-        found.setdefault(order, {})[str(batch)] = accuracy(voting, parts, eval_batch=batch, eval_order=how)
-        print(data, name, order, batch, found[order][str(batch)], flush=True)
+        found.setdefault(order, {})[str(batch)] = accuracy(voting, parts, eval_batch=batch, eval_order=how, **extra)
+        print(data, label, order, batch, found[order][str(batch)], flush=True)
     return {**found, "images": len(whole), "method": voting.config.model_dump(mode="json")} | {
         "machine": machine(voting.backbone),
         "versions": versions(),

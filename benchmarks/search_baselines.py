@@ -1,10 +1,10 @@
 """Finds the learning rate and epochs of the two trained baselines, `finetune` and `joint`, without any test image.
 
-    python benchmarks/search_baselines.py [--data ../shared/data/caltech101]
+    python benchmarks/search_baselines.py [--data ../shared/data/caltech101 --tasks 10] [--backbone efficientnet_lite0]
 
 A fifth of each class's training images is held out. `finetune` is chosen by how well each task is known right after
 it was learned (mean of the accuracy matrix's diagonal), since anything else would reward not learning; `joint` by its
-accuracy after the last task. Ties go to the cheaper setting. Writes benchmarks/results/search_baselines.json.
+accuracy after the last task. Ties go to the cheaper setting. Writes benchmarks/results/search_baselines.json, or --out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import dataclasses as dc
 import itertools
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from perdure.run.summary import machine, now, versions
 RESULTS = Path(__file__).parent / "results" / "search_baselines.json"
 FINETUNE = {"lr": [0.01, 0.03, 0.1], "epochs": [1, 3, 5]}
 JOINT = {"lr": [3e-4, 1e-3, 3e-3], "epochs": [5, 20, 50]}
+SEARCHES = {"joint": (JOINT, "last_accuracy", 10), "finetune": (FINETUNE, "learning_accuracy", 3)}
 
 
 def held_out_stream(data: str, n_tasks: int, of: int = 10) -> Stream:
@@ -73,28 +75,28 @@ def main() -> None:
     """Runs both searches and writes the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="../shared/data/caltech101")
-    data = parser.parse_args().data
+    parser.add_argument("--tasks", type=int, default=10)
+    parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--methods", nargs="+", default=list(SEARCHES), choices=list(SEARCHES))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
     tune_allocator()
-    backbone = Backbone.load("efficientnet_lite0")
-    joint = search("joint", JOINT, held_out_stream(data, 10), backbone)
-    finetune = search("finetune", FINETUNE, held_out_stream(data, 3), backbone)
+    backbone = Backbone.load(args.backbone)
     report = {
-        "command": "python benchmarks/search_baselines.py",
+        "command": " ".join(["python benchmarks/search_baselines.py", *sys.argv[1:]]),
         "date": now(),
-        "data": Path(data).name,
+        "data": Path(args.data).name,
         "backbone": backbone.name,
         "machine": machine(backbone),
         "versions": versions(),
-        "joint": {"chosen_by": "last_accuracy", "tasks": 10, "rows": joint, "best": best(joint, "last_accuracy")},
-        "finetune": {
-            "chosen_by": "learning_accuracy",
-            "tasks": 3,
-            "rows": finetune,
-            "best": best(finetune, "learning_accuracy"),
-        },
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    for name in args.methods:
+        grid, by, tasks = SEARCHES[name]
+        tasks = min(tasks, args.tasks)
+        rows = search(name, grid, held_out_stream(args.data, tasks, args.tasks), backbone)
+        report[name] = {"chosen_by": by, "tasks": tasks, "rows": rows, "best": best(rows, by)}
+    args.out.parent.mkdir(exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def best(rows: list[dict], by: str) -> dict:
