@@ -6,7 +6,7 @@ Trains recipes/DATA/METHOD_default.yaml under the preset `mammoth`, in which a t
 tests the one learned model on all test images of the stream, in batches of 1, 16 and 128, three ways: `class_sorted`
 (all classes, one after another), `by_task` (each task's images tested alone, shuffled) and `shuffled` (all images
 shuffled). `honest` is the run without the preset, from benchmarks/results/prompt_methods.json: its predictions do not
-depend on the batch, so it has one figure. `dap, mask_by_task` is DAP's model tested as its `official_inr` protocol
+depend on the batch, so it has one figure. `dap+mask_by_task` is DAP's model tested as its `official_inr` protocol
 has it: the vote also hides all classes outside the task it finds.
 Finished rows stay in benchmarks/results/batch_effect.json; a call adds what is missing.
 """
@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent / "results" / "batch_effect.json"
 RUNS = Path("runs/batch_effect")
 HONEST = Path(__file__).parent / "results" / "prompt_methods.json"
 DATA = ("cifar10", "caltech101")
-METHODS = ("l2p", "dualprompt", "dap", "dap, mask_by_task")
+METHODS = ("l2p", "dualprompt", "dap", "dap+mask_by_task")
 PRESET = "mammoth"
 BATCHES = (1, 16, 128)
 SEED = 1993
@@ -56,7 +56,7 @@ def accuracy(method: PromptMethod[Any], tests: list[LabelledImages], **settings:
 
 def row(data: str, label: str) -> dict[str, Any]:
     """One method's figures."""
-    name, _, option = label.partition(", ")
+    name, _, option = label.partition("+")
     extra = {option: True} if option else {}
     honest = json.loads(HONEST.read_text())["runs"][data][name][str(SEED)]["last_accuracy"]
     recipe = load_recipe(Path(f"recipes/{data}/{name}_default.yaml"), [f"stream.order_seed={SEED}", "stream.tasks=1"])
