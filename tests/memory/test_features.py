@@ -34,7 +34,7 @@ ROW_BYTES = 3 * SIDE * SIDE * 4
 class Pixels:
     """A backbone whose features are the pixels; ``fail_at`` images in, it raises ``failure`` once."""
 
-    name, precision, dim, batch_size, has_stem = "pixels", "float32", 3 * SIDE * SIDE, 4, False
+    name, precision, dim, batch_size, shares_stem = "pixels", "float32", 3 * SIDE * SIDE, 4, False
     preprocess = Preprocess(image_size=SIDE, crop_pct=1.0)
 
     def __init__(self, fingerprint: str = "pixels") -> None:

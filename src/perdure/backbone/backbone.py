@@ -14,7 +14,6 @@ from typing import Any, Final, Self
 import torch
 from jaxtyping import Float, Num
 from timm.data import resolve_data_config
-from timm.layers import HybridEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -218,11 +217,6 @@ class Backbone(Insertable):
         with torch.no_grad():
             n, d = self.embed_tokens(torch.zeros(1, 3, size, size))[0].shape
         return n, d
-
-    @property
-    def has_stem(self) -> bool:
-        """Whether it is a Vision Transformer whose patch embedding is a network itself, its output worth keeping."""
-        return isinstance(getattr(self.model, "patch_embed", None), HybridEmbed)
 
     def embed_tokens(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
         """The input of a Vision Transformer's first block; several walks over the same images share it.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 from collections.abc import Sequence
 from typing import Any, Self
 
+from timm.layers import HybridEmbed
 from torch import nn
 
 from perdure.backbone.seats import Insertion, Make, attach, detach, fold, sites
@@ -24,15 +26,25 @@ class Insertable(nn.Module):
         self._viewed_fingerprint = ""  # of the backbone this is a view of
 
     @property
+    @abc.abstractmethod
     def fingerprint(self) -> str:
         """Of all that features depend on."""
-        raise NotImplementedError
 
     @property
     def stem_fingerprint(self) -> str:
         """Of all that the patch embedding depends on: views share it, unless an insertion changes that very layer."""
-        changed = any(name.startswith("patch_embed") for i in self._inserted() for name in i.names)
-        return self.fingerprint if changed or not self._viewed_fingerprint else self._viewed_fingerprint
+        return self._viewed_fingerprint if self.shares_stem else self.fingerprint
+
+    @property
+    def has_stem(self) -> bool:
+        """Whether it is a Vision Transformer whose patch embedding is a network itself, its output worth keeping."""
+        return isinstance(getattr(self.model, "patch_embed", None), HybridEmbed)
+
+    @property
+    def shares_stem(self) -> bool:
+        """Whether it has a stem, and that of the backbone it is a view of, while the rest is not the same."""
+        patched = any(name.startswith("patch_embed") for i in self._inserted() for name in i.names)
+        return self.has_stem and bool(self._viewed_fingerprint) and len(self.insertions) > 0 and not patched
 
     @property
     def is_thawed(self) -> bool:

@@ -79,6 +79,7 @@ class Insertion(nn.Module):
         self.inserted = nn.ModuleList(modules)
 
     def extra_repr(self) -> str:
+        """What the fingerprint knows besides the values."""
         return f"seat={self.seat}, names={self.names}"
 
 

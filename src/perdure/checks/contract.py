@@ -197,7 +197,10 @@ def check_failed_task_changes_nothing(s: Subject) -> None:
 
 
 def check_frozen_features_cost_one_pass(s: Subject) -> None:
-    """A method that leaves the backbone alone sends each image through it once, however often it is asked."""
+    """A method that leaves the backbone alone sends each image through it once, however often it is asked.
+
+    One that adapts parts of it sends no image a second time through what no longer changes.
+    """
     if s.kind.tags.trains_backbone or s.kind.tags.prompted:
         return
     stream = small_stream()
@@ -206,6 +209,14 @@ def check_frozen_features_cost_one_pass(s: Subject) -> None:
         m.fit_task(task)
         for seen in range(task.index + 1):
             m.predict(stream.test(seen))
+    if s.kind.tags.adapts:
+        before = m.backbone.passes.images
+        for seen in range(len(stream)):
+            m.predict(stream.test(seen))
+        if m.backbone.passes.images > before:
+            got = f"{m.backbone.passes.images - before} passes for a test repeated"
+            raise s.fail("predict", "free when asked again", got, "Read features from self.store")
+        return
     n = sum(len(task.train) + len(stream.test(task.index)) for task in stream)
     if m.backbone.passes.images > n:
         got = f"{m.backbone.passes.images} passes for {n} images"

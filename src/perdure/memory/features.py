@@ -100,7 +100,7 @@ class FeatureStore:
             StorageError: if the disk or ``cache_bytes`` cannot hold the features; what is stored stays.
         """
         kind = _Kind(self.directory / backbone.fingerprint, backbone, backbone.dim, backbone.features)
-        if backbone.has_stem and backbone.stem_fingerprint != backbone.fingerprint:
+        if backbone.shares_stem:
             patches = self.patches(backbone, data)
             kind = dc.replace(kind, compute=backbone.features_of_patches, patches=patches)
         return self._rows(kind, data, label)
@@ -130,6 +130,18 @@ class FeatureStore:
                 return backbone.embed_tokens(images).flatten(1).float()
 
         return self._rows(_Kind(shelf, backbone, n * d, compute), data, label)
+
+    def training_patches(
+        self, backbone: Backbone, data: LabelledImages, augments: bool
+    ) -> Callable[[np.ndarray], Tensor] | None:
+        """Rows of :meth:`patches` by position, if a training can take them.
+
+        Args:
+            backbone: of which a part may be training, but not the patch embedding.
+            data: the images.
+            augments: whether views change from epoch to epoch.
+        """
+        return self.patches(backbone, data).__getitem__ if backbone.shares_stem and not augments else None
 
     def _rows(self, kind: _Kind, data: LabelledImages, label: str) -> Features:
         with self._lock:

@@ -39,6 +39,7 @@ class Tags:
     Args:
         split_invariant: the final predictions do not depend on how the data are cut into tasks.
         trains_backbone: it trains weights of its own copy of the backbone, so its features cannot be cached.
+        adapts: it trains parts inserted into a view of the backbone, or a copy, whose features are kept afterwards.
         prompted: it sends images through the frozen backbone together with prompts, anew after every task.
         keeps_data: it stores something per training image (counted in its stored bytes).
         depends_on_test_batch: an image's scores depend on the images tested with it; reported beside every number.
@@ -49,6 +50,7 @@ class Tags:
 
     split_invariant: bool = False
     trains_backbone: bool = False
+    adapts: bool = False
     prompted: bool = False
     keeps_data: bool = False
     depends_on_test_batch: bool = False
@@ -246,17 +248,22 @@ class Method(abc.ABC, Generic[C]):
 class FeatureMethod(Method[C]):
     """A method that decides from frozen features alone, and so reads them from the store."""
 
+    @property
+    def embedder(self) -> Backbone:
+        """Whose features they are; after the first task it must not change."""
+        return self.backbone
+
     def _learn(self, task: Task, rng: torch.Generator) -> None:
-        features = self.store.features(self.backbone, task.train, label="train features")
+        features = self.store.features(self.embedder, task.train, label="train features")
         self._learn_features(features, self.columns(task.train.labels), rng)
 
     def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        return self._scores_from_features(self.backbone.features(images).cpu())
+        return self._scores_from_features(self.embedder.features(images).cpu())
 
     def scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
         """As in :class:`Method`, with one backbone pass per image ever."""
         self._require_fitted("scores_of")
-        for batch in self.store.features(self.backbone, data, label="test features").batches():
+        for batch in self.store.features(self.embedder, data, label="test features").batches():
             with torch.no_grad():
                 yield self._scores_from_features(batch)
 

@@ -25,7 +25,8 @@ class Adapter(nn.Module):
         super().__init__()
         self.scale, self.dropout = scale, dropout
         self.dropout_rng: torch.Generator | None = None
-        self.down, self.up = nn.Linear(dim, rank), nn.Linear(rank, dim)
+        # without torch's own values: those are drawn from the global generator
+        self.down, self.up = nn.utils.skip_init(nn.Linear, dim, rank), nn.utils.skip_init(nn.Linear, rank, dim)
         with torch.no_grad():
             self.down.weight.copy_(dim**-0.5 * (2 * torch.rand(rank, dim, generator=rng) - 1))
             for zero in (self.down.bias, self.up.weight, self.up.bias):
@@ -40,4 +41,5 @@ class Adapter(nn.Module):
         return out
 
     def extra_repr(self) -> str:
+        """What the values do not say."""
         return f"scale={self.scale}"

@@ -69,4 +69,5 @@ class LoRA(nn.Module):
         layer.weight = nn.Parameter(weight, requires_grad=False)
 
     def extra_repr(self) -> str:
+        """What the values do not say."""
         return f"scale={self.scale}, parts={self.parts}, updated={self.updated}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from perdure.errors import TrainingError
 B = TypeVar("B")
 OptimizerName = Literal["sgd", "adam", "adamw"]
 ScheduleName = Literal["constant", "cosine", "epoch_cosine", "quarter_cosine", "milestone"]
+
+OPTIMIZERS: dict[OptimizerName, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 def train(
@@ -41,7 +43,7 @@ def train(
         loss: scalar loss of one batch.
         parameters: what learns.
         epochs: the batches of each epoch.
-        n_steps: how many batches there will be in all, for the schedule.
+        n_steps: batches in all, for the schedule.
         lr: peak learning rate.
         slow: what else learns, at another rate.
         slow_factor: that rate, in units of ``lr``.
@@ -49,35 +51,29 @@ def train(
         betas: of Adam.
         amsgrad: Adam's variant that never forgets its largest second moment.
         schedule: see :func:`lr_factor`.
-        n_epochs: how many epochs there will be, for the schedules that change by epoch.
-        milestone: the epoch from which the rate of schedule ``milestone`` is a tenth.
+        n_epochs: how many epochs there will be, for the schedules by epoch.
+        milestone: of the schedule of that name.
         weight_decay: of all parameters.
-        clip_norm: largest norm of all gradients together; longer ones are shortened to it.
+        clip_norm: largest norm of all gradients together.
         after_step: called after every step.
 
     Raises:
         TrainingError: if the loss is no longer finite.
     """
-    fast, others = list(parameters), list(slow)
-    learning, groups = [*fast, *others], [{"params": fast, "peak": lr}]
-    if others:
-        groups.append({"params": others, "peak": lr * slow_factor})
-    if optimizer == "sgd":
-        step: torch.optim.Optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=weight_decay)
-    else:
-        kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
-        step = kind(groups, lr, betas=betas, weight_decay=weight_decay, amsgrad=amsgrad)
-    t = 0
+    rates = ((list(parameters), lr), (list(slow), lr * slow_factor))
+    learning = [p for part, _ in rates for p in part]
+    groups = [{"params": part, "peak": peak} for part, peak in rates if part]
+    options = {"betas": betas, "amsgrad": amsgrad} if optimizer != "sgd" else {"momentum": 0.9}
+    step, t = OPTIMIZERS[optimizer](groups, lr=lr, weight_decay=weight_decay, **options), 0
     for epoch, batches in enumerate(epochs):
         for batch in batches:
             for group in step.param_groups:
                 group["lr"] = group["peak"] * lr_factor(schedule, t, n_steps, epoch, n_epochs, milestone)
             step.zero_grad()
-            value = loss(batch)
-            if not torch.isfinite(value):
+            if not torch.isfinite(value := loss(batch)):
                 raise TrainingError("train", "loss", "finite", value.item(), f"Lower lr, now {lr}")
             value.backward()
-            if clip_norm is not None:
+            if clip_norm:
                 nn.utils.clip_grad_norm_(learning, clip_norm)
             step.step()
             after_step()

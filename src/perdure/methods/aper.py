@@ -1,0 +1,118 @@
+"""APER: adapt once, to the first task, then class means on frozen and adapted features side by side.
+
+Source: Zhou, Cai, Ye, Zhan & Liu, "Revisiting Class-Incremental Learning with Pre-Trained Models: Generalizability
+    and Adaptivity are All You Need", IJCV 2024 (arXiv 2303.07338; ADAM in its first version).
+Deviations: sums are float64 and add up, so a class that comes again gets the mean of all its images. Prompts start as
+    the original VPT draws them; APER's zeros (``prompt_init=zeros``, in the presets) make p equal tokens that stay
+    equal. Crops are cut from the eval view, not from a larger image. Where training views do not change
+    (``min_scale=1``, ``flip=false``) the output of a stem comes from the store. The BatchNorm variant for ResNets is
+    left out. The presets are the released settings of the variants whose name they bear, for CIFAR-100; the other
+    rows of the paper are recipes.
+Use when: the first task is large and like the later ones; its classes decide what the backbone adapts to. Relations:
+    SimpleCIL is the same without adapted features; RanPAC puts a ridge head on them; EASE adapts to every task.
+Cost: ``epochs`` training passes over the first task's images, then two passes per image ever (one of them SimpleCIL's);
+    state is the adapted part (``finetune``: a whole backbone) and 16 d + 8 bytes per class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Num
+from pydantic import Field
+from torch import Tensor
+
+from perdure.backbone import Backbone
+from perdure.data import LabelledImages, Task
+from perdure.memory import FeatureStore
+from perdure.methods.base import Method, Tags, methods
+from perdure.modules.gaussians import add_class_counts, add_class_sums
+from perdure.modules.heads import cosine_scores
+from perdure.train.tuning import TuningConfig, Variant, adapt, adaptable
+
+INITIAL = 2**32 - 1  # the random stream of initial values; tasks use their index
+
+
+class APERConfig(TuningConfig):
+    """Settings of APER."""
+
+    presets: ClassVar = {
+        "official": {"prompt_init": "zeros"},
+        "official_finetune": {"variant": "finetune", "weight_decay": 0.05},
+        "official_vpt_deep": {
+            "variant": "vpt_deep", "prompt_init": "zeros", "epochs": 5, "lr": 0.05, "batch_size": 16
+        },
+        "pilot_finetune": {"variant": "finetune", "epochs": 6, "batch_size": 128, "weight_decay": 0.05},
+        "pilot_vpt_deep": {"variant": "vpt_deep", "prompt_init": "zeros"},
+    }  # fmt: skip
+
+    variant: Variant = Field("adapter", description="what adapts to the first task")
+
+
+@methods.register("aper", "adam")
+class APER(Method[APERConfig]):
+    """Cosine nearest class mean of [frozen; adapted] features.
+
+    Raises:
+        BackboneError: if the backbone has no seat for the variant.
+    """
+
+    Config = APERConfig
+    tags: ClassVar = Tags(
+        adapts=True,
+        small={"epochs": 1, "batch_size": 8, "rank": 4},
+        learns={"epochs": 3, "min_scale": 1.0, "flip": False},
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: APERConfig | None = None,
+        *,
+        seed: int = 0,
+        store: FeatureStore | None = None,
+    ) -> None:
+        super().__init__(backbone, config, seed=seed, store=store)
+        rng = self._generator(INITIAL)
+        self.adapted, self.tuned_ = adaptable(backbone, self.config.variant, self.config, rng)
+        self.counts_ = torch.zeros(0, dtype=torch.long)  # n_c, (classes,)
+        self.sums_ = torch.zeros(0, 2 * backbone.dim, dtype=torch.float64)  # s_c of z = [f0; f1], (classes, 2d)
+
+    @property
+    def prototypes(self) -> Float[Tensor, "classes two_d"]:
+        """P_c = s_c / n_c: each class's mean merged feature, float64."""
+        return self.sums_ / self.counts_[:, None]
+
+    def learned_parameters(self) -> int:
+        """The adapted part and the prototypes' values."""
+        return super().learned_parameters() + self.sums_.numel()
+
+    def _learn(self, task: Task, rng: torch.Generator) -> None:
+        columns, width, done = self.columns(task.train.labels), len(self.classes_), 0
+        if not self.tasks_seen_:
+            patches = self.store.training_patches(self.adapted, task.train, self.config.augments)
+            progress = self.store.progress
+            adapt(self.adapted, self.tuned_, task.train, columns, self.config, rng, patches=patches, progress=progress)
+        for z in self._merged(task.train, "train features"):
+            here = columns[done : done + len(z)]
+            self.sums_ = add_class_sums(self.sums_, here, z, width)
+            self.counts_ = add_class_counts(self.counts_, here, width)
+            done += len(z)
+
+    def _merged(self, data: LabelledImages, label: str) -> Iterator[Float[Tensor, "b two_d"]]:
+        """z = [f0; f1] of all images; both come from the store, the frozen half shared with every other method."""
+        frozen, adapted = (self.store.features(b, data, label=label) for b in (self.backbone, self.adapted))
+        for f0, f1 in zip(frozen.batches(), adapted.batches(), strict=True):
+            yield torch.cat([f0, f1], dim=1)
+
+    def scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
+        """As in :class:`Method`, with two backbone passes per image ever."""
+        self._require_fitted("scores_of")
+        for z in self._merged(data, "test features"):
+            yield cosine_scores(z, self.prototypes)
+
+    def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        z = torch.cat([b.features(images).cpu() for b in (self.backbone, self.adapted)], dim=1)
+        return cosine_scores(z, self.prototypes)
