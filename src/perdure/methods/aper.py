@@ -27,12 +27,11 @@ from torch import Tensor
 from perdure.backbone import Backbone
 from perdure.data import LabelledImages, Task
 from perdure.memory import FeatureStore
-from perdure.methods.base import Method, Tags, methods
+from perdure.methods.base import Tags, methods
+from perdure.methods.base_first_session import FirstSessionMethod
 from perdure.modules.gaussians import add_class_counts, add_class_sums
 from perdure.modules.heads import cosine_scores
-from perdure.train.tuning import TuningConfig, Variant, adapt, adaptable
-
-INITIAL = 2**32 - 1  # the random stream of initial values; tasks use their index
+from perdure.train.tuning import TuningConfig, Variant
 
 
 class APERConfig(TuningConfig):
@@ -52,7 +51,7 @@ class APERConfig(TuningConfig):
 
 
 @methods.register("aper", "adam")
-class APER(Method[APERConfig]):
+class APER(FirstSessionMethod[APERConfig]):
     """Cosine nearest class mean of [frozen; adapted] features.
 
     Raises:
@@ -74,9 +73,8 @@ class APER(Method[APERConfig]):
         seed: int = 0,
         store: FeatureStore | None = None,
     ) -> None:
-        super().__init__(backbone, config, seed=seed, store=store)
-        rng = self._generator(INITIAL)
-        self.adapted, self.tuned_ = adaptable(backbone, self.config.variant, self.config, rng)
+        config = config or self.Config()
+        super().__init__(backbone, config, config.variant, seed=seed, store=store)
         self.counts_ = torch.zeros(0, dtype=torch.long)  # n_c, (classes,)
         self.sums_ = torch.zeros(0, 2 * backbone.dim, dtype=torch.float64)  # s_c of z = [f0; f1], (classes, 2d)
 
@@ -91,10 +89,7 @@ class APER(Method[APERConfig]):
 
     def _learn(self, task: Task, rng: torch.Generator) -> None:
         columns, width, done = self.columns(task.train.labels), len(self.classes_), 0
-        if not self.tasks_seen_:
-            patches = self.store.training_patches(self.adapted, task.train, self.config.augments)
-            progress = self.store.progress
-            adapt(self.adapted, self.tuned_, task.train, columns, self.config, rng, patches=patches, progress=progress)
+        self._adapt_once(task)
         for z in self._merged(task.train, "train features"):
             here = columns[done : done + len(z)]
             self.sums_ = add_class_sums(self.sums_, here, z, width)

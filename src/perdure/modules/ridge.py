@@ -7,7 +7,8 @@ features m. Everything is float64: diag(G) reaches 1e8, where float32 swallows a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -59,6 +60,43 @@ def solve_ridge(
         hint = "Raise it: at this size it is numerically zero beside the Gram matrix"
         raise ConfigError("ridge", "lambda", "large enough for a positive definite matrix", ridge, hint)
     return torch.cholesky_solve(sums, factor)
+
+
+def solve_ridge_upwards(
+    gram: Callable[[], Float[Tensor, "m m"]], sums: Float[Tensor, "m classes"], ridges: Sequence[float]
+) -> Float[Tensor, "m classes"]:
+    """:func:`solve_ridge` with the first λ for which it can be done.
+
+    Args:
+        gram: makes the matrix, anew for every attempt.
+        sums: Q.
+        ridges: the λ to try, in order.
+
+    Raises:
+        ConfigError: if even the last is too small.
+    """
+    *attempts, last = ridges
+    for ridge in attempts:
+        with contextlib.suppress(ConfigError):
+            return solve_ridge(gram(), sums, ridge)
+    return solve_ridge(gram(), sums, last)
+
+
+def summed_kernels(
+    blocks: Iterable[tuple[Float[Tensor, "fit _b"], Float[Tensor, "val _b"]]],
+) -> tuple[Float[Tensor, "fit fit"], Float[Tensor, "val fit"]]:
+    """(H_fit H_fitᵀ, H_val H_fitᵀ), summed over blocks of columns of both, so that no H is ever held.
+
+    Args:
+        blocks: float64 columns of H_fit and H_val; at least one.
+    """
+    pairs = iter(blocks)
+    fit, val = next(pairs)
+    kernel, cross = fit @ fit.T, val @ fit.T
+    for fit, val in pairs:
+        kernel.addmm_(fit, fit.T)
+        cross.addmm_(val, fit.T)
+    return kernel, cross
 
 
 def validation_losses_dual(
