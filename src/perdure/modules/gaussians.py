@@ -1,11 +1,20 @@
-"""Class statistics that add up: counts and sums in float64, so that any cut into tasks or chunks gives the same."""
+"""Class statistics that add up: counts, sums and Gaussians in float64; any cut into tasks or chunks gives the same.
+
+A Gaussian keeps its scatter ``M2 = Σ (x - m)(x - m)ᵀ`` as a triangular factor R with ``RᵀR = M2``, of at most min(n, d)
+rows: exact, smaller than a matrix where a class has fewer images than dimensions, and sampled from without any Cholesky
+decomposition. The factor is unique only up to signs of rows, and holds no image.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+
+from perdure.errors import DataError
 
 
 def add_class_sums(
@@ -26,3 +35,142 @@ def add_class_sums(
 def add_class_counts(counts: Int[Tensor, " old"], columns: Int[Tensor, " n"], width: int) -> Int[Tensor, " {width}"]:
     """Per-class counts with one more chunk added, in a new tensor grown to ``width``."""
     return F.pad(counts, (0, width - len(counts))) + torch.bincount(columns, minlength=width)
+
+
+class Gaussians(nn.Module):
+    """Count, mean and scatter of every class, float64 on the CPU. Loading a state resizes it.
+
+    Source of the merge: Chan, Golub & LeVeque, "Algorithms for computing the sample variance", 1983.
+
+    Args:
+        dim: feature size d.
+    """
+
+    counts: Tensor
+    means: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.long))  # n_c, (classes,)
+        self.register_buffer("means", torch.zeros(0, dim, dtype=torch.float64))  # m_c, (classes, d)
+        self.factors: list[Tensor] = []  # R_c, (min(n_c, d), d)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def grow(self, width: int) -> None:
+        """Adds empty classes.
+
+        Args:
+            width: classes afterwards.
+        """
+        more = width - len(self)
+        self.counts = F.pad(self.counts, (0, more))
+        self.means = F.pad(self.means, (0, 0, 0, more))
+        self.factors = [*self.factors, *(self.means.new_zeros(0, self.means.shape[1]) for _ in range(more))]
+
+    def add(self, column: int, rows: Float[Tensor, "n d"]) -> None:
+        """Adds images of one class.
+
+        Args:
+            column: which.
+            rows: their features; none is nothing.
+        """
+        if len(rows):
+            x = rows.double().cpu()
+            mean = x.mean(0)
+            self._merge(column, len(x), mean, x - mean)
+
+    def merge(self, other: Gaussians) -> None:
+        """Adds another's classes to those of the same column.
+
+        Args:
+            other: of the same dimension, with at most as many classes.
+        """
+        for column, n in enumerate(other.counts.tolist()):
+            if n:
+                self._merge(column, n, other.means[column], other.factors[column])
+
+    def _merge(self, column: int, n: int, mean: Tensor, spread: Tensor) -> None:
+        had = int(self.counts[column])
+        apart = mean - self.means[column] if had else torch.zeros_like(mean)
+        between = (had * n / (had + n)) ** 0.5 * apart
+        factor = torch.linalg.qr(torch.cat([self.factors[column], spread, between[None]]), mode="r").R
+        counts, means = self.counts.clone(), self.means.clone()
+        counts[column] = had + n
+        means[column] = means[column] + apart * (n / (had + n)) if had else mean
+        self.counts, self.means = counts, means
+        rows = min(had + n, means.shape[1])
+        self.factors = [*self.factors[:column], factor[:rows].clone(), *self.factors[column + 1 :]]
+
+    def deviation(self, column: int) -> Float[Tensor, "k d"]:
+        """Z with ``ZᵀZ`` the covariance (divisor n - 1); no rows for a class of one image.
+
+        Args:
+            column: which class.
+        """
+        n = int(self.counts[column])
+        return self.factors[column] / (n - 1) ** 0.5 if n > 1 else self.factors[column][:0]
+
+    def covariance(self, column: int) -> Float[Tensor, "d d"]:
+        """With divisor n - 1; zero for a class of one image."""
+        z = self.deviation(column)
+        return z.T @ z
+
+    def pooled_deviation(self) -> Float[Tensor, "k d"]:
+        """Z with ``ZᵀZ`` the pooled within-class covariance: all scatters over (all images - classes)."""
+        free = int((self.counts - 1).clamp(min=0).sum())
+        z: Tensor = torch.linalg.qr(torch.cat([self.means[:0], *self.factors]), mode="r").R
+        return z / free**0.5 if free else z[:0]
+
+    def sample(
+        self, column: int, n: int, rng: torch.Generator, *, ridge: float = 0.0, scale: float = 1.0
+    ) -> Float[Tensor, "n d"]:
+        """Draws from N(scale * m_c, Σ_c + ridge * I), float64.
+
+        Args:
+            column: which class.
+            n: how many.
+            rng: a CPU generator.
+            ridge: added to all variances.
+            scale: of the mean.
+        """
+        z = self.deviation(column)
+        out = scale * self.means[column] + torch.randn(n, len(z), generator=rng, dtype=torch.float64) @ z
+        if ridge:
+            out = out + ridge**0.5 * torch.randn(n, z.shape[1], generator=rng, dtype=torch.float64)
+        return out
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """The factors."""
+        return {str(column): factor for column, factor in enumerate(self.factors)}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Takes over the factors.
+
+        Args:
+            state: from :meth:`get_extra_state`.
+        """
+        self.factors = [state[str(column)].clone() for column in range(len(state))]
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        self.counts = torch.empty_like(state[prefix + "counts"])
+        self.means = torch.empty_like(state[prefix + "means"])
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def tukey(features: Float[Tensor, "n d"], power: float) -> Float[Tensor, "n d"]:
+    """Tukey's ladder of powers, ``x**power``, the logarithm for 0; float64.
+
+    Args:
+        features: not negative.
+        power: the exponent.
+
+    Raises:
+        DataError: for a negative value.
+    """
+    x = features.double()
+    lowest = float(x.min()) if x.numel() else 0.0
+    if lowest < 0:
+        raise DataError("tukey", "features", "0 or more", lowest, "Leave the transform out for features with signs")
+    return x**power if power else x.clamp(min=1e-12).log()
