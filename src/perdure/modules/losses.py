@@ -21,3 +21,17 @@ def masked_cross_entropy(
     if current is None:
         return F.cross_entropy(logits, columns)
     return F.cross_entropy(logits[:, current], torch.searchsorted(current, columns))
+
+
+def norm_scaled(logits: Float[Tensor, "b c"], blocks: Float[Tensor, "c t"], tau: float) -> Float[Tensor, "b c"]:
+    """``l / (tau nu)`` with nu the mean over tasks of (the norm of a task's logits + 1e-7); gradient flows through nu.
+
+    Source: Zhang et al., "SLCA", ICCV 2023, its released code.
+
+    Args:
+        logits: of all classes.
+        blocks: one-hot, each class's task.
+        tau: temperature.
+    """
+    norms = (logits.square() @ blocks).clamp(min=1e-24).sqrt() + 1e-7
+    return logits / (tau * norms.mean(1, keepdim=True))

@@ -1,0 +1,200 @@
+"""SLCA: a slowly learned backbone, and heads aligned on samples from one Gaussian per class.
+
+Source: Zhang, Wang, Kang, Chen & Wei, "SLCA: Slow Learner with Classifier Alignment for Continual Learning on a
+    Pre-trained Model", ICCV 2023 (arXiv 2303.05118).
+Deviations: Gaussians are kept as factors of float64 scatters and sampled through them: the same distribution, no
+    Cholesky decomposition, less memory where a class has fewer images than dimensions. The task of a class is
+    remembered, not computed from equal task sizes. BatchNorm keeps its pretrained statistics. Crops are cut from the
+    eval view, by default of half the image or more, without colour jitter. The released code resets the final norm:
+    ``reset_final_norm``, in the presets ``paper``. A class that comes again (a new domain) gets one more Gaussian, and
+    its head goes on learning. Left out: SLCA++.
+Use when: the backbone itself should adapt, there is time to train all of it, and images must not be kept. Relations:
+    ``finetune`` without the slow rate and the alignment forgets; MOS aligns heads in the same way on adapters.
+Cost: ``epochs`` training passes per image, one more for its Gaussian, and a new pass over every test image after every
+    task; state is a backbone, two heads and 8 min(n_c, d) d bytes per class.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Num
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from perdure.backbone import Backbone
+from perdure.data import Task
+from perdure.memory import FeatureStore
+from perdure.methods.base import Method, Tags, methods
+from perdure.modules.gaussians import Gaussians
+from perdure.modules.heads import GrowingLinear, linear_scores
+from perdure.modules.losses import norm_scaled
+from perdure.train.loop import ScheduleName, train
+from perdure.train.tuning import ImageBatch, TuningConfig, image_epochs, learning
+
+
+class SLCAConfig(TuningConfig):
+    """Settings of SLCA; ``lr`` is the heads'."""
+
+    presets: ClassVar = {
+        "paper": {"reset_final_norm": True, "min_scale": 0.05},
+        "paper_imagenet_r": {"reset_final_norm": True, "min_scale": 0.05, "epochs": 50, "milestone": 40},
+        "paper_cars": {"reset_final_norm": True, "min_scale": 0.05, "epochs": 50, "milestone": 40, "tau": 0.05},
+        "pilot": {"min_scale": 0.05, "batch_size": 64, "align_epochs": 3},
+        "pilot_imagenet_r": {
+            "min_scale": 0.05, "batch_size": 64, "align_epochs": 3, "epochs": 5, "milestone": 40
+        },
+    }  # fmt: skip
+
+    batch_size: int = Field(128, ge=1, description="images per step")
+    min_scale: float = Field(0.5, gt=0, le=1, description="smallest area a random crop keeps; 1: no crop")
+    schedule: ScheduleName = Field("milestone", description="of both learning rates")
+    milestone: int = Field(18, ge=1, description="epoch from which they are a tenth")
+    slow: float = Field(0.01, ge=0, le=1, description="the backbone's learning rate, in units of the heads'")
+    reset_final_norm: bool = Field(False, description="forget the final norm's weights at first")
+    align_epochs: int = Field(5, ge=0, description="epochs of the alignment, with as many steps as classes; 0: none")
+    align_lr: float = Field(0.01, gt=0, description="peak learning rate of the alignment, SGD, falling by epoch")
+    align_batch: int = Field(256, ge=1, description="samples per step")
+    samples: int = Field(256, ge=1, description="samples per class and epoch")
+    tau: float = Field(0.1, ge=0, description="temperature of the normalised logits; 0: plain logits")
+    mean_decay: float = Field(0.1, ge=0, le=1, description="the mean of the oldest task is shortened by this at most")
+    ridge: float = Field(1e-4, ge=0, description="added to all variances")
+
+    @model_validator(mode="after")
+    def _say_that_the_milestone_is_never_reached(self) -> Self:
+        if self.schedule == "milestone" and self.milestone >= self.epochs:
+            warnings.warn(f"SLCA: milestone={self.milestone} is never reached in {self.epochs} epochs", stacklevel=2)
+        return self
+
+
+@methods.register("slca")
+class SLCA(Method[SLCAConfig]):
+    """argmax over the aligned heads' scores of features that moved slowly."""
+
+    Config = SLCAConfig
+    tags: ClassVar = Tags(
+        trains_backbone=True,
+        small={"epochs": 2, "milestone": 1, "batch_size": 8, "align_epochs": 1, "samples": 8, "align_batch": 8},
+        learns={"epochs": 12, "milestone": 11, "lr": 0.1, "slow": 0.001, "align_lr": 0.1, "align_epochs": 20,
+                "samples": 64, "align_batch": 64, "min_scale": 1.0, "flip": False},
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: SLCAConfig | None = None,
+        *,
+        seed: int = 0,
+        store: FeatureStore | None = None,
+    ) -> None:
+        super().__init__(backbone, config, seed=seed, store=store)
+        self.backbone_ = backbone.thawed_copy()
+        norm = getattr(self.backbone_.model, "norm", None)
+        if self.config.reset_final_norm and isinstance(norm, nn.LayerNorm):
+            norm.reset_parameters()
+            norm.eps = 1e-5
+        self.backbone_.requires_grad_(False)
+        self.head_ = GrowingLinear(backbone.dim).to(backbone.device)  # aligned: what tests use
+        self.raw_head_ = GrowingLinear(backbone.dim).to(backbone.device)  # what the next task and alignment start from
+        self.gaussians_ = Gaussians(backbone.dim)  # one per class and task
+        self.slot_columns_: list[int] = []  # of each Gaussian
+        self.slot_tasks_: list[int] = []
+        self.task_of_: list[int] = []  # of each column: when the class came first
+
+    def learned_parameters(self) -> int:
+        """The backbone and the aligned heads."""
+        return sum(p.numel() for m in (self.backbone_, self.head_) for p in m.parameters())
+
+    def _learn(self, task: Task, rng: torch.Generator) -> None:
+        columns = self.columns(task.train.labels)
+        self.task_of_ = [*self.task_of_, *[self.tasks_seen_] * (len(self.classes_) - len(self.task_of_))]
+        raw = copy.deepcopy(self.raw_head_)
+        raw.grow(len(self.classes_), rng, "normal_0.02")
+        self._learn_slowly(task, columns, raw, rng)
+        self.raw_head_ = raw.requires_grad_(False)
+        self._add_gaussians(task, columns)
+        self.head_ = copy.deepcopy(raw)
+        if self.tasks_seen_ and self.config.align_epochs:
+            self._align(self.head_, rng)
+
+    # --- stage 1: the backbone slowly, the task's own heads fast
+
+    def _learn_slowly(self, task: Task, columns: Int[Tensor, " n"], raw: GrowingLinear, rng: torch.Generator) -> None:
+        c, (current, own) = self.config, torch.unique(columns, return_inverse=True)
+        head = GrowingLinear(self.backbone.dim).to(raw.weight.device)  # older heads are out of weight decay's reach
+        head.weight = nn.Parameter(raw.weight.data[current])
+        head.bias = nn.Parameter(raw.bias.data[current])
+
+        def loss(batch: ImageBatch) -> Tensor:
+            return F.cross_entropy(head(batch.features(self.backbone_)), batch.columns)
+
+        batches = image_epochs(self.backbone_, task.train, own, c, rng, progress=self.store.progress)
+        with learning(self.backbone_.model, rng) as weights, batches as epochs:
+            train(
+                loss, head.parameters(), epochs,
+                n_steps=c.epochs * -(-len(own) // c.batch_size), n_epochs=c.epochs, lr=c.lr, slow=weights,
+                slow_factor=c.slow, optimizer=c.optimizer, schedule=c.schedule, milestone=c.milestone,
+                weight_decay=c.weight_decay, clip_norm=c.clip_norm,
+            )  # fmt: skip
+        raw.weight.data[current], raw.bias.data[current] = head.weight.data, head.bias.data
+
+    def _add_gaussians(self, task: Task, columns: Int[Tensor, " n"]) -> None:
+        """One per class of the task, of features under the backbone as it is now; they are never updated."""
+        images = task.train.batches(self.backbone.preprocess, self.backbone.batch_size)
+        features = torch.cat([self.backbone_.features(batch).cpu() for _, batch in images])
+        gaussians = copy.deepcopy(self.gaussians_)
+        for column in columns.unique().tolist():
+            gaussians.grow(len(gaussians) + 1)
+            gaussians.add(len(gaussians) - 1, features[columns == column])
+            self.slot_columns_ = [*self.slot_columns_, column]
+            self.slot_tasks_ = [*self.slot_tasks_, self.tasks_seen_]
+        self.gaussians_ = gaussians
+
+    # --- stage 2: all heads, on samples
+
+    def _align(self, head: GrowingLinear, rng: torch.Generator) -> None:
+        c, device = self.config, head.weight.device
+        blocks = F.one_hot(torch.tensor(self.task_of_)).float().to(device)  # (classes, tasks)
+
+        def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+            logits = head(batch[0])
+            return F.cross_entropy(logits if c.tau == 0 else norm_scaled(logits, blocks, c.tau), batch[1])
+
+        head.requires_grad_(True)
+        with torch.enable_grad():
+            train(
+                loss, head.parameters(), (self._samples(rng, device) for _ in range(c.align_epochs)),
+                n_steps=c.align_epochs * len(self.classes_), n_epochs=c.align_epochs, lr=c.align_lr,
+                schedule="epoch_cosine", weight_decay=c.weight_decay,
+            )  # fmt: skip
+        head.requires_grad_(False)
+
+    def _samples(self, rng: torch.Generator, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch: fresh samples of every Gaussian, shuffled, in at most as many steps as there are classes."""
+        c, drawn = self.config, []
+        for slot, task in enumerate(self.slot_tasks_):
+            scale = shortened(task, self.tasks_seen_ + 1, c.mean_decay)
+            drawn.append(self.gaussians_.sample(slot, c.samples, rng, ridge=c.ridge, scale=scale).float())
+        z, columns = torch.cat(drawn), torch.tensor(self.slot_columns_).repeat_interleave(c.samples)
+        order = torch.randperm(len(z), generator=rng)
+        for positions in order.split(c.align_batch)[: len(self.classes_)]:
+            yield z[positions].to(device), columns[positions].to(device)
+
+    def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        return linear_scores(self.backbone_.features(images), self.head_).cpu()
+
+
+def shortened(task: int, n_tasks: int, decay: float) -> float:
+    """What the mean of a class of ``task`` (from 0) is multiplied by after ``n_tasks``: 1 for the newest.
+
+    Args:
+        task: from 0.
+        n_tasks: so far.
+        decay: 0.1: no less than 0.9.
+    """
+    return 1 - decay + decay * (task + 1) / n_tasks
