@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 from typing import ClassVar, Self
 
 import torch
@@ -34,6 +33,7 @@ from perdure.methods.base import Method, Tags, methods
 from perdure.modules.gaussians import Gaussians
 from perdure.modules.heads import GrowingLinear, linear_scores
 from perdure.modules.losses import norm_scaled
+from perdure.train.alignment import align
 from perdure.train.loop import ScheduleName, train
 from perdure.train.tuning import ImageBatch, TuningConfig, image_epochs, learning
 
@@ -126,9 +126,7 @@ class SLCA(Method[SLCAConfig]):
 
     def _learn_slowly(self, task: Task, columns: Int[Tensor, " n"], raw: GrowingLinear, rng: torch.Generator) -> None:
         c, (current, own) = self.config, torch.unique(columns, return_inverse=True)
-        head = GrowingLinear(self.backbone.dim).to(raw.weight.device)  # older heads are out of weight decay's reach
-        head.weight = nn.Parameter(raw.weight.data[current])
-        head.bias = nn.Parameter(raw.bias.data[current])
+        head = raw.rows(current)  # older heads are out of weight decay's reach
 
         def loss(batch: ImageBatch) -> Tensor:
             return F.cross_entropy(head(batch.features(self.backbone_)), batch.columns)
@@ -141,7 +139,7 @@ class SLCA(Method[SLCAConfig]):
                 slow_factor=c.slow, optimizer=c.optimizer, schedule=c.schedule, milestone=c.milestone,
                 weight_decay=c.weight_decay, clip_norm=c.clip_norm,
             )  # fmt: skip
-        raw.weight.data[current], raw.bias.data[current] = head.weight.data, head.bias.data
+        raw.put(current, head)
 
     def _add_gaussians(self, task: Task, columns: Int[Tensor, " n"]) -> None:
         """One per class of the task, of features under the backbone as it is now; they are never updated."""
@@ -158,32 +156,14 @@ class SLCA(Method[SLCAConfig]):
     # --- stage 2: all heads, on samples
 
     def _align(self, head: GrowingLinear, rng: torch.Generator) -> None:
-        c, device = self.config, head.weight.device
-        blocks = F.one_hot(torch.tensor(self.task_of_)).float().to(device)  # (classes, tasks)
-
-        def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
-            logits = head(batch[0])
-            return F.cross_entropy(logits if c.tau == 0 else norm_scaled(logits, blocks, c.tau), batch[1])
-
-        head.requires_grad_(True)
-        with torch.enable_grad():
-            train(
-                loss, head.parameters(), (self._samples(rng, device) for _ in range(c.align_epochs)),
-                n_steps=c.align_epochs * len(self.classes_), n_epochs=c.align_epochs, lr=c.align_lr,
-                schedule="epoch_cosine", weight_decay=c.weight_decay,
-            )  # fmt: skip
-        head.requires_grad_(False)
-
-    def _samples(self, rng: torch.Generator, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """An epoch: fresh samples of every Gaussian, shuffled, in at most as many steps as there are classes."""
-        c, drawn = self.config, []
-        for slot, task in enumerate(self.slot_tasks_):
-            scale = shortened(task, self.tasks_seen_ + 1, c.mean_decay)
-            drawn.append(self.gaussians_.sample(slot, c.samples, rng, ridge=c.ridge, scale=scale).float())
-        z, columns = torch.cat(drawn), torch.tensor(self.slot_columns_).repeat_interleave(c.samples)
-        order = torch.randperm(len(z), generator=rng)
-        for positions in order.split(c.align_batch)[: len(self.classes_)]:
-            yield z[positions].to(device), columns[positions].to(device)
+        c, n = self.config, self.tasks_seen_ + 1
+        blocks = F.one_hot(torch.tensor(self.task_of_)).float().to(head.weight.device)  # (classes, tasks)
+        align(
+            head, self.gaussians_, self.slot_columns_, rng, epochs=c.align_epochs, lr=c.align_lr, ridge=c.ridge,
+            weight_decay=c.weight_decay, samples=c.samples, batch_size=c.align_batch,
+            scales=[shortened(task, n, c.mean_decay) for task in self.slot_tasks_],
+            of_logits=lambda logits: norm_scaled(logits, blocks, c.tau) if c.tau else logits,
+        )  # fmt: skip
 
     def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         return linear_scores(self.backbone_.features(images), self.head_).cpu()

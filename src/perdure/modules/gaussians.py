@@ -7,6 +7,7 @@ decomposition. The factor is unique only up to signs of rows, and holds no image
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -124,7 +125,14 @@ class Gaussians(nn.Module):
         return z / free**0.5 if free else z[:0]
 
     def sample(
-        self, column: int, n: int, rng: torch.Generator, *, ridge: float = 0.0, scale: float = 1.0
+        self,
+        column: int,
+        n: int,
+        rng: torch.Generator,
+        *,
+        ridge: float = 0.0,
+        scale: float = 1.0,
+        diagonal: bool = False,
     ) -> Float[Tensor, "n d"]:
         """Draws from N(scale * m_c, Σ_c + ridge * I), float64.
 
@@ -134,8 +142,11 @@ class Gaussians(nn.Module):
             rng: a CPU generator.
             ridge: added to all variances.
             scale: of the mean.
+            diagonal: whether covariances are left out.
         """
         z = self.deviation(column)
+        if diagonal:
+            z = z.square().sum(0).sqrt().diag()
         out = scale * self.means[column] + torch.randn(n, len(z), generator=rng, dtype=torch.float64) @ z
         if ridge:
             out = out + ridge**0.5 * torch.randn(n, z.shape[1], generator=rng, dtype=torch.float64)
@@ -157,6 +168,40 @@ class Gaussians(nn.Module):
         self.counts = torch.empty_like(state[prefix + "counts"])
         self.means = torch.empty_like(state[prefix + "means"])
         super()._load_from_state_dict(state, prefix, *rest)
+
+
+def sampled_epoch(
+    gaussians: Gaussians,
+    columns: Sequence[int],
+    n: int,
+    rng: torch.Generator,
+    *,
+    batch_size: int,
+    n_steps: int,
+    scales: Sequence[float] | None = None,
+    ridge: float = 1e-4,
+    diagonal: bool = False,
+) -> Iterator[tuple[Float[Tensor, "b d"], Int[Tensor, " b"]]]:
+    """Fresh samples of every Gaussian, shuffled, float32, with the score columns they belong to.
+
+    Args:
+        gaussians: where from.
+        columns: of each Gaussian.
+        n: samples per Gaussian.
+        rng: a CPU generator.
+        batch_size: samples per step.
+        n_steps: at most so many steps.
+        scales: of each mean; 1 if not given.
+        ridge: as for :meth:`Gaussians.sample`.
+        diagonal: as for :meth:`Gaussians.sample`.
+    """
+    drawn = [
+        gaussians.sample(slot, n, rng, ridge=ridge, scale=scales[slot] if scales else 1.0, diagonal=diagonal).float()
+        for slot in range(len(gaussians))
+    ]
+    z, of = torch.cat(drawn), torch.tensor(columns).repeat_interleave(n)
+    for positions in torch.randperm(len(z), generator=rng).split(batch_size)[:n_steps]:
+        yield z[positions], of[positions]
 
 
 def tukey(features: Float[Tensor, "n d"], power: float) -> Float[Tensor, "n d"]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 HeadInit = Literal["normal_0.01", "normal_0.02", "zeros", "torch_linear", "kaiming_fan_out"]
@@ -45,6 +45,28 @@ class GrowingLinear(nn.Module):
             weight, bias = (dim**-0.5 * (2 * torch.rand(x.shape, generator=rng) - 1) for x in (weight, bias))
         self.weight = nn.Parameter(torch.cat([self.weight.data, weight.to(self.weight.device)]))
         self.bias = nn.Parameter(torch.cat([self.bias.data, bias.to(self.bias.device)]))
+
+    def rows(self, columns: Int[Tensor, " k"]) -> GrowingLinear:
+        """A head of some columns alone, with values of its own, so that training it leaves the others alone.
+
+        Args:
+            columns: which.
+        """
+        part = GrowingLinear(self.weight.shape[1])
+        part.weight = nn.Parameter(self.weight.data[columns])
+        part.bias = nn.Parameter(self.bias.data[columns])
+        return part
+
+    def put(self, columns: Int[Tensor, " k"], part: GrowingLinear) -> None:
+        """Takes back what :meth:`rows` gave.
+
+        Args:
+            columns: which.
+            part: their values.
+        """
+        weight, bias = self.weight.data.clone(), self.bias.data.clone()
+        weight[columns], bias[columns] = part.weight.data, part.bias.data
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
     def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
         return F.linear(features, self.weight, self.bias)

@@ -35,3 +35,15 @@ def norm_scaled(logits: Float[Tensor, "b c"], blocks: Float[Tensor, "c t"], tau:
     """
     norms = (logits.square() @ blocks).clamp(min=1e-24).sqrt() + 1e-7
     return logits / (tau * norms.mean(1, keepdim=True))
+
+
+def own_index_loss(rows: Float[Tensor, "n d"], temperature: float = 0.8) -> Float[Tensor, ""]:
+    """Cross-entropy over the rows of ``M Mᵀ / temperature``, every row's target being itself: rows should differ.
+
+    Source: Sun et al., "MOS", AAAI 2025, its released code; rows are not normalised.
+
+    Args:
+        rows: M, class means and features.
+        temperature: of the inner products.
+    """
+    return F.cross_entropy(rows @ rows.T / temperature, torch.arange(len(rows), device=rows.device))
