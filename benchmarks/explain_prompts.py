@@ -1,8 +1,8 @@
 """Why the prompt methods stay below `simplecil` on two-class tasks: their last accuracy taken apart.
 
-    OMP_NUM_THREADS=1 python benchmarks/explain_prompts.py [--methods l2p ...] [--tasks 5 2 1]
+    OMP_NUM_THREADS=1 python benchmarks/explain_prompts.py [--methods l2p ...] [--tasks 5 1]
 
-CIFAR-10 with recipes/cifar10/METHOD_default.yaml, cut into five, two and one task; class order 1993. Of each finished
+CIFAR-10 with recipes/cifar10/METHOD_default.yaml, cut into five tasks and into one; class order 1993. Of each finished
 model, on all test images:
 
 * `own_head`: its accuracy, as everywhere;
@@ -38,7 +38,7 @@ RESULTS = Path(__file__).parent / "results" / "explain_prompts.json"
 RUNS = Path("runs/explain_prompts")
 FIVE = Path("runs/prompt_methods/cifar10")  # where benchmarks/prompt_methods.py leaves the runs of five tasks
 METHODS = ("vpt", "l2p", "dualprompt", "coda_prompt", "dap")
-TASKS = (5, 2, 1)
+TASKS = (5, 1)
 
 
 def features(method: PromptMethod[Any], data: LabelledImages) -> Tensor:

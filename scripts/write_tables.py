@@ -84,11 +84,11 @@ def prompt_methods_table() -> str:
 
 
 def explanation_table() -> str:
-    """What becomes of the prompt methods' accuracy when tasks are not confused, or there are fewer of them."""
+    """What becomes of the prompt methods' accuracy when tasks are not confused, or there is only one."""
     rows = json.loads((RESULTS / "explain_prompts.json").read_text())["rows"]
     parts = {"own_head": "own head", "task_told": "task told", "task_found": "task found", "class_means": "class means"}
-    columns = [("5", part) for part in parts] + [(n, part) for n in ("2", "1") for part in ("own_head", "class_means")]
-    tasks = {"5": "5 tasks", "2": "2 tasks", "1": "1 task"}
+    columns = [("5", part) for part in parts] + [("1", part) for part in ("own_head", "class_means")]
+    tasks = {"5": "5 tasks", "1": "1 task"}
     lines = _head("method", [f"{tasks[n]}: {parts[part]}" for n, part in columns])
     lines += [_row(f"`{name}`", [f"{100 * row[n][part]:.1f}" for n, part in columns]) for name, row in rows.items()]
     return "\n".join(lines)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Num
 from PIL import Image
-from timm.data import create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 
 from perdure.errors import ShapeError, UnknownNameError, did_you_mean
@@ -32,6 +32,8 @@ PREPROCESS_PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "lamda": {**_UNIT_RANGE, "crop_pct": 0.875},
     # RanPAC on CIFAR: the whole image resized to 224, inputs left in [0, 1]
     "ranpac_cifar": {**_UNIT_RANGE, "crop_pct": 1.0},
+    # SLCA: short side 256, centre crop 224, ImageNet's mean and deviation
+    "slca": {**_UNIT_RANGE, "crop_pct": 0.875, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD},
 }
 
 
