@@ -285,6 +285,7 @@ def _notes(name: str) -> str:
     notes = {
         "any split, same result": tags.split_invariant,
         "trains the backbone": tags.trains_backbone,
+        "trains parts inserted into the backbone": tags.adapts,
         "keeps data": tags.keeps_data,
         "depends on the test batch": tags.depends_on_test_batch,
     }
