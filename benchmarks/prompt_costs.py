@@ -5,7 +5,7 @@
 Decoding is left out: pixels are in memory, and the test measures the work of one batch. Training steps are
 measured with queries from the store (deterministic view) and with a query pass per step (augmented view); on a
 backbone with a stem, also with the stem's output from the store. Every figure is the median over rounds in which F and
-the step take turns, so that a busy machine hurts both alike. Each backbone's rows replace its earlier ones in
+the step take turns, so that a busy machine hurts both alike. Each row replaces its earlier one in
 benchmarks/results/prompt_costs.json.
 """
 
@@ -116,16 +116,16 @@ def main() -> None:
     tune_allocator()
     for name in args.backbones:
         backbone = Backbone.load(name, pretrained=name == "default", device="cpu")
-        rows = {}
-        with tempfile.TemporaryDirectory() as folder:
-            for method in args.methods:
-                rows[method] = {"specification's minimum": MINIMUM[method], **costs(method, backbone, Path(folder))}
-                print(name, method, rows[method], flush=True)
-        report = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"backbones": {}}
-        report |= {"command": "python benchmarks/prompt_costs.py", "batch": BATCH}
-        about = {"date": now(), "machine": machine(backbone), "versions": versions()}
-        report["backbones"][name] = {"full_name": backbone.name, "rows": rows, **about}
-        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+        for method in args.methods:
+            with tempfile.TemporaryDirectory() as folder:
+                row = {"specification's minimum": MINIMUM[method], **costs(method, backbone, Path(folder))}
+            print(name, method, row, flush=True)
+            report = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"backbones": {}}
+            report |= {"command": "python benchmarks/prompt_costs.py", "batch": BATCH}
+            about = report["backbones"].setdefault(name, {"full_name": backbone.name, "rows": {}})
+            about["rows"][method] = row
+            about |= {"date": now(), "machine": machine(backbone), "versions": versions()}
+            RESULTS.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

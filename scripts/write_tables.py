@@ -67,6 +67,7 @@ def distillation_table() -> str:
     return "\n".join(lines)
 
 
+COMPARED = ["finetune", "simplecil", "joint", "vpt", "l2p", "dualprompt", "coda_prompt", "dap"]
 STREAMS = {"cifar10": "CIFAR-10, 5 tasks", "caltech101": "Caltech-101, 10 tasks"}
 FIGURES = {"last_accuracy": "last", "average_incremental_accuracy": "average", "forgetting": "forgetting"}
 
@@ -77,7 +78,7 @@ def prompt_methods_table() -> str:
     columns = [(data, figure) for data in STREAMS for figure in FIGURES]
     heads = [f"{STREAMS[data]}: {FIGURES[figure]}" for data, figure in columns]
     lines = _head("method", heads)
-    for method in runs["cifar10"]:
+    for method in COMPARED:
         cells = [_mean([run[figure] for run in runs[data][method].values()]) for data, figure in columns]
         lines.append(_row(f"`{method}`", cells))
     return "\n".join(lines)
@@ -102,7 +103,7 @@ def batch_effect_table() -> str:
     heads = ["honest, any batch", "votes, batch of 1", *(f"{orders[o]}, {b}" for o in orders for b in sizes[1:])]
     lines = _head("method and data", heads)
     for data, methods in rows.items():
-        for name, row in methods.items():
+        for name, row in sorted(methods.items(), key=lambda item: COMPARED.index(item[0].partition("+")[0])):
             cells = [row["honest"], row["shuffled"]["1"], *(row[o][b] for o in orders for b in sizes[1:])]
             lines.append(_row(f"`{name}`, {STREAMS[data]}", [f"{100 * c:.1f}" for c in cells]))
     return "\n".join(lines)

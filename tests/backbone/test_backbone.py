@@ -355,7 +355,7 @@ def test_a_thawed_copy_learns_and_leaves_the_original_alone(name: str) -> None:
 def test_a_thawed_copy_has_no_fingerprint(backbone: Backbone) -> None:
     backbone.fingerprint  # noqa: B018 - a fingerprint known before the copy must not be copied
     with pytest.raises(
-        BackboneError, match=r"backbone must be frozen, but got 'one with trainable parameters'\. Use the frozen"
+        BackboneError, match=r"backbone must be frozen, but got 'one with trainable parameters'\. Freeze what"
     ):
         backbone.thawed_copy().fingerprint  # noqa: B018
 

@@ -88,8 +88,8 @@ def record_adam(monkeypatch: pytest.MonkeyPatch) -> tuple[list[list[Tensor]], li
     init, step = torch.optim.Adam.__init__, torch.optim.Adam.step
 
     def noted_init(self: Any, params: Any, *args: Any, **kwargs: Any) -> None:
-        given.append(list(params))
-        init(self, given[-1], *args, **kwargs)
+        given.append([p for group in params for p in group["params"]])
+        init(self, params, *args, **kwargs)
 
     def noted_step(self: Any, *args: Any) -> Any:
         rates.append(self.param_groups[0]["lr"])

@@ -19,6 +19,7 @@ from perdure.methods.base_prompt import PromptBatch
 from perdure.methods.dualprompt import DualPrompt, DualPromptConfig
 from perdure.modules.prefix import split_heads
 from perdure.modules.prompts import TaskBlocks, unit
+from perdure.train.loop import OPTIMIZERS
 
 SMALL: dict[str, Any] = {"layers_g": [0], "layers_e": [1], "length_g": 3, "length_e": 2}
 STILL: dict[str, Any] = {"min_scale": 1.0, "flip": False}
@@ -248,11 +249,12 @@ def test_07_a_slot_starts_where_the_one_before_ended(
     starts: list[tuple[int, list[nn.Parameter], list[Tensor]]] = []
 
     class Recording(torch.optim.Adam):
-        def __init__(self, params: list[nn.Parameter], *args: Any, **options: Any) -> None:
-            super().__init__(params, *args, **options)
+        def __init__(self, groups: list[dict[str, Any]], *args: Any, **options: Any) -> None:
+            super().__init__(groups, *args, **options)
+            params = [p for group in groups for p in group["params"]]
             starts.append((len(self.state), params, [p.detach().clone() for p in params]))
 
-    monkeypatch.setattr(torch.optim, "Adam", Recording)
+    monkeypatch.setitem(OPTIMIZERS, "adam", Recording)
     method = made(epochs=1, copy_prev=copy_prev)
     first, trained = (m.detach().clone() for m in (method.fit_task(stream[0]).e_.newest, method.e_.newest))
     key = method.keys_.newest.detach().clone()

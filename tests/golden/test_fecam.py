@@ -201,6 +201,15 @@ def test_13_a_method_read_back_goes_on_alike() -> None:
     assert torch.equal(scores(straight, features), scores(resumed, features))
 
 
+@pytest.mark.parametrize("covariance", ["class", "common"])
+def test_13_a_loaded_state_replaces_what_was_derived(covariance: str) -> None:
+    features, labels = clusters(4, 8, 6)
+    parts = cut(features, labels, [[0, 1], [2, 3]])
+    method, other = (teach(fecam(6, covariance=covariance), part) for part in parts)
+    assert not torch.equal(scores(method, features), scores(other, features))
+    assert torch.equal(scores(method.load_state_dict(other.state_dict()), features), scores(other, features))
+
+
 def test_14_old_classes_distances_do_not_move() -> None:
     features, labels = clusters(4, 7, 9, noise=1.0)
     first, second = cut(features, labels, [[0, 1], [2, 3]])

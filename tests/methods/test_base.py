@@ -306,7 +306,7 @@ def test_config_defaults_and_presets() -> None:
         ({"ridge": "sometimes"}, ["ridge must be", "'per_task', 'fixed' or 'cumulative'", "'sometimes'"]),
         ({"ridge_value": 0}, ["ridge_value must be", "greater than 0", "got 0"]),
         ({"validation_fraction": 1.5}, ["validation_fraction must be", "less than 1", "1.5"]),
-        ({"preset": "papr"}, ["preset must be one of ['default', 'paper', 'pilot']", "'papr'"]),
+        ({"preset": "papr"}, ["preset must be one of ['default', 'paper', 'paper_ssf'", "'papr'"]),
         (
             {"projection_dims": 3},
             ["key must be one of its fields", "'projection_dims'", "Did you mean 'projection_dim'"],

@@ -3,11 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from perdure.errors import ConfigError
+from perdure.errors import ConfigError, DataError, ShapeError
 from perdure.modules import ridge
 from perdure.modules.ridge import (
     add_gram_,
     best_ridge,
+    merge_ridge,
     packed_gram,
     solve_ridge,
     unpack,
@@ -97,3 +98,61 @@ def test_the_best_ridge() -> None:
     assert best_ridge([1.0, 2.0], [float("nan"), 0.1]) == 2.0
     with pytest.raises(ConfigError, match=r"losses must be finite for some lambda, but got \[nan, inf\]\. Look"):
         best_ridge([1.0, 2.0], [float("nan"), float("inf")])
+
+
+def pair(h: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    packed = packed_gram(h.shape[1])
+    add_gram_(packed, h)
+    return packed, h.T @ y
+
+
+@pytest.mark.parametrize("block", [4, 512])
+def test_merging_is_gathering_together(
+    h: torch.Tensor, y: torch.Tensor, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ridge, "BLOCK", block)
+    mine, theirs = pair(h[:9], y[:9]), pair(h[9:], y[9:][:, [2, 0]])
+    before = [t.clone() for t in (*mine, *theirs)]
+    gram, sums = merge_ridge(mine, theirs, torch.tensor([2, 0]), 4)
+    torch.testing.assert_close(unpack(gram, 11), h.T @ h)
+    expected = torch.nn.functional.pad(h.T @ y, (0, 1))
+    expected[:, 1] = h[:9].T @ y[:9, 1]
+    torch.testing.assert_close(sums, expected)
+    assert all(map(torch.equal, before, (*mine, *theirs)))
+
+
+@pytest.mark.parametrize("block", [4, 512])
+def test_a_subtracted_task_was_never_learned(
+    h: torch.Tensor, y: torch.Tensor, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ridge, "BLOCK", block)
+    kept, task = pair(h[:12], y[:12]), pair(1e3 * h[12:], y[12:])
+    both = merge_ridge(kept, task, torch.arange(3), 3)
+    gram, sums = merge_ridge(both, task, torch.arange(3), 3, subtract=True)
+    forgotten, never = (solve_ridge(unpack(g, 11), q, 1.0) for g, q in ((gram, sums), kept))
+    learned = solve_ridge(unpack(both[0], 11), both[1], 1.0)
+    torch.testing.assert_close(forgotten, never, atol=1e-9, rtol=0)
+    assert (learned - never).abs().max() > 1e-2
+
+
+def test_a_subtracted_class_leaves_an_empty_column(h: torch.Tensor, y: torch.Tensor) -> None:
+    everything, one = pair(h, y), pair(h[2::3], y[2::3, 2:])
+    gram, sums = merge_ridge(everything, one, torch.tensor([2]), 3, subtract=True)
+    rest = torch.arange(17) % 3 != 2
+    torch.testing.assert_close(unpack(gram, 11), h[rest].T @ h[rest])
+    assert sums[:, 2].abs().max() < 1e-12
+    torch.testing.assert_close(sums[:, :2], h[rest].T @ y[rest][:, :2])
+
+
+def test_what_cannot_be_merged_is_refused(h: torch.Tensor, y: torch.Tensor) -> None:
+    mine = pair(h, y)
+    with pytest.raises(ShapeError, match=r"must be \(121, 11\), but got \(81, 9\)\. Lift both"):
+        merge_ridge(mine, pair(h[:, :9], y), torch.arange(3), 3)
+    with pytest.raises(ShapeError, match="width must be at least 4, but got 3"):
+        merge_ridge(mine, pair(h, y), torch.tensor([0, 1, 3]), 3)
+    with pytest.raises(ShapeError, match="width must be at least 3, but got 2"):
+        merge_ridge(mine, pair(h, y[:, :1]), torch.tensor([0]), 2)
+    with pytest.raises(DataError, match=r"diagonal of the Gram matrix must be non-negative .*, but got -"):
+        merge_ridge(mine, pair(3 * h, y), torch.arange(3), 3, subtract=True)
+    nothing = packed_gram(0), torch.zeros(0, 1, dtype=torch.float64)
+    assert merge_ridge(nothing, nothing, torch.tensor([0]), 1)[1].shape == (0, 1)

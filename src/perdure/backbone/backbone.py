@@ -129,9 +129,7 @@ class Backbone(Insertable):
         Raises:
             BackboneError: for a backbone of which something may still be trained: its features must not be kept.
         """
-        if self.is_thawed:
-            hint = "Freeze what was trained, or use the backbone it was copied from"
-            raise BackboneError("Backbone.fingerprint", "backbone", "frozen", "one with trainable parameters", hint)
+        self._require_frozen("Backbone.fingerprint")
         held = {**self.model.state_dict(keep_vars=True), **self.insertions.state_dict(prefix="+", keep_vars=True)}
         tensors = {k: v for k, v in held.items() if isinstance(v, Tensor)}
         tf32 = self.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
@@ -243,7 +241,9 @@ class Backbone(Insertable):
 
         Raises:
             ShapeError: for prompts that do not fit.
+            BackboneError: for prefixes beside inserted tokens.
         """
+        self._require_prefixes_fit(i for i, prompt in (prompts or {}).items() if prompt.prefix is not None)
         self.passes.images += len(embedded)
         with self.autocast():
             return walk(self.vit, embedded, prompts)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 from timm.layers import HybridEmbed
 from torch import nn
 
-from perdure.backbone.seats import Insertion, Make, attach, detach, fold, sites
+from perdure.backbone.seats import Insertion, Make, attach, detach, fold, make_module, sites
 from perdure.errors import BackboneError
 
 
@@ -59,6 +59,7 @@ class Insertable(nn.Module):
         Raises:
             BackboneError: if something in this one may still be trained.
         """
+        self._require_frozen("Backbone.view")
         fingerprint = self.stem_fingerprint
         shared = {id(t): t for t in (*self.parameters(), *self.buffers())}
         other = copy.deepcopy(self, shared)
@@ -75,10 +76,13 @@ class Insertable(nn.Module):
             stay: whether the tokens of seat ``tokens`` travel on to the last block.
 
         Raises:
-            BackboneError: for a seat or block the model does not have.
+            BackboneError: for a seat or block the model does not have, or a module that does not belong there.
+            ShapeError: for prompt tokens of another width; other modules are checked at their first pass.
         """
         found = sites(self.model, self.name, seat, blocks)
-        insertion = Insertion(seat, found, [make(site) for site in found])
+        if stay and seat != "tokens":
+            raise BackboneError("insert", "stay", f"False at seat {seat}", stay, "Only prompt tokens can stay")
+        insertion = Insertion(seat, found, [make_module(seat, site, make) for site in found], stay=stay)
         insertion.to(next(self.model.parameters()).device)
         attach(found, insertion, self.model.blocks[-1] if stay else None)
         self.insertions.append(insertion)
@@ -111,6 +115,18 @@ class Insertable(nn.Module):
             other.remove(insertion)
             fold(other.model, insertion)
         return other
+
+    def _require_frozen(self, where: str) -> None:
+        if self.is_thawed:
+            hint = "Freeze what was trained, or use the backbone it was copied from"
+            raise BackboneError(where, "backbone", "frozen", "one with trainable parameters", hint)
+
+    def _require_prefixes_fit(self, blocks: Iterable[int]) -> None:
+        """A block with a prefix is not called as a whole, so that tokens inserted there would not get in."""
+        with_prefix = sorted(blocks)
+        if with_prefix and any(insertion.seat == "tokens" for insertion in self._inserted()):
+            hint = "Give them as prompt tokens, or remove the insertion"
+            raise BackboneError("walk", "blocks with a prefix", "none beside inserted tokens", with_prefix, hint)
 
     def _inserted(self) -> list[Insertion]:
         return [i for i in self.insertions if isinstance(i, Insertion)]

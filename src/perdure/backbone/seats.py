@@ -5,7 +5,8 @@
 * ``qkv``: beside the fused query-key-value layer of every block; the module reads what that layer reads.
 * ``tokens``: prompt tokens behind the others, for one block each or from the first one on; gone before the final norm.
 * ``outputs``: on the output of every layer: in a Vision Transformer the patch projection, both norms and the four
-  linear layers of every block, and the final norm; in another model every convolution, layer norm and group norm.
+  linear layers of every block, and the final norm; in another model every convolution, layer norm and group norm. The
+  module gets it with the channels last, a convolution's as (b, h, w, c).
 * ``convolutions``: beside every ungrouped convolution of another model; the module reads what the layer reads.
 
 The model's own parameters are never touched: hooks hold the modules, and removing the hooks is removing everything.
@@ -13,17 +14,24 @@ The model's own parameters are never touched: hooks hold the modules, and removi
 
 from __future__ import annotations
 
+import copy
 import dataclasses as dc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
+from timm.layers import GroupNorm, GroupNorm1, LayerNorm, LayerNorm2d
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from perdure.errors import BackboneError
+from perdure.errors import BackboneError, ShapeError
 
 SEATS: Final = ("mlp", "qkv", "tokens", "outputs", "convolutions")
+# where these layers have their channels; no subclass is among them, for it may do more, like an activation
+CHANNEL_AXIS: Final[dict[type[nn.Module], int]] = {
+    **dict.fromkeys((nn.Conv2d, nn.GroupNorm, GroupNorm, GroupNorm1, LayerNorm2d), 1),
+    **dict.fromkeys((nn.Linear, nn.LayerNorm, LayerNorm), -1),
+}
 
 
 @dc.dataclass(frozen=True, slots=True)
@@ -71,16 +79,17 @@ class Insertion(nn.Module):
         seat: where they are.
         sites: one per module.
         modules: what was made, in the order of the sites.
+        stay: whether tokens travel on to the last block.
     """
 
-    def __init__(self, seat: str, sites: Sequence[Site], modules: Sequence[nn.Module]) -> None:
+    def __init__(self, seat: str, sites: Sequence[Site], modules: Sequence[nn.Module], *, stay: bool = False) -> None:
         super().__init__()
-        self.seat, self.names = seat, [site.name for site in sites]
+        self.seat, self.names, self.stay = seat, [site.name for site in sites], stay
         self.inserted = nn.ModuleList(modules)
 
     def extra_repr(self) -> str:
         """What the fingerprint knows besides the values."""
-        return f"seat={self.seat}, names={self.names}"
+        return f"seat={self.seat}, names={self.names}" + (", stay=True" if self.stay else "")
 
 
 @dc.dataclass(slots=True, eq=False)
@@ -89,27 +98,40 @@ class _Hook:
 
     owner: Insertion
     module: nn.Module
+    name: str
     read: Tensor | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        """Without what a forward pass that failed half way has left to read."""
+        return _Hook(copy.deepcopy(self.owner, memo), copy.deepcopy(self.module, memo), self.name)
+
     def beside(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        return out + self.module(args[0])
+        return out + self._made(args[0], out)
 
     def on_output(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        changed: Tensor = self.module(out)
-        return changed
+        axis = CHANNEL_AXIS[type(layer)]
+        last = out.movedim(axis, -1)
+        return self._made(last, last).movedim(-1, axis)
 
     def keep_stream(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.read = args[0]
 
     def add_to_branch(self, branch_end: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         stream, self.read = self.read, None
-        return out + self.module(stream)
+        return out + self._made(stream, out)
 
     def append(self, block: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (self.module(args[0]), *args[1:])
 
     def drop(self, block: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         return out[:, : out.shape[1] - len(self.module.values)]  # type: ignore[arg-type]
+
+    def _made(self, x: Tensor | None, like: Tensor) -> Tensor:
+        made: Tensor = self.module(x)
+        if made.shape != like.shape:
+            name, wanted = f"output of the {type(self.module).__name__} at {self.name}", f"of shape {tuple(like.shape)}"
+            raise ShapeError("insert", name, wanted, tuple(made.shape), "Make it for the site's n_in and n_out")
+        return made
 
 
 def sites(model: nn.Module, name: str, seat: str, blocks: Sequence[int] | None) -> list[Site]:
@@ -137,6 +159,28 @@ def sites(model: nn.Module, name: str, seat: str, blocks: Sequence[int] | None) 
     return [site for site in found if site.block in blocks]
 
 
+def make_module(seat: str, site: Site, make: Make) -> nn.Module:
+    """What ``make`` makes for a site.
+
+    Args:
+        seat: one of ``SEATS``.
+        site: one of its places.
+        make: makes the module.
+
+    Raises:
+        BackboneError: if it is no module, or at ``tokens`` no :class:`PromptTokens`.
+        ShapeError: for tokens of another width than the block's.
+    """
+    module, wanted, where = make(site), PromptTokens if seat == "tokens" else nn.Module, f"module for {site.name}"
+    if not isinstance(module, wanted):
+        hint = "Return a module from make"
+        raise BackboneError("insert", where, f"of type {wanted.__name__} at seat {seat}", module, hint)
+    if isinstance(module, PromptTokens) and module.values.shape[1:] != (site.n_in,):
+        shape = tuple(module.values.shape)
+        raise ShapeError("insert", where, f"of shape (p, {site.n_in})", shape, "Make it for the site's n_in")
+    return module
+
+
 def attach(found: Sequence[Site], insertion: Insertion, last: nn.Module | None) -> None:
     """Puts the hooks of an insertion in place.
 
@@ -146,12 +190,13 @@ def attach(found: Sequence[Site], insertion: Insertion, last: nn.Module | None) 
         last: for ``tokens`` that stay: the block behind which they are dropped; None: each behind its own.
     """
     for site, module in zip(found, insertion.inserted, strict=True):
-        hook, layer = _Hook(insertion, module), site.layer
+        hook, layer = _Hook(insertion, module, site.name), site.layer
         if insertion.seat == "mlp":
             layer.norm2.register_forward_pre_hook(hook.keep_stream)  # type: ignore[union-attr]
             layer.drop_path2.register_forward_hook(hook.add_to_branch)  # type: ignore[union-attr]
         elif insertion.seat == "tokens":
-            layer.register_forward_pre_hook(hook.append)
+            # those that stay come before those that leave, which are cut off the end
+            layer.register_forward_pre_hook(hook.append, prepend=insertion.stay)
             (layer if last is None else last).register_forward_hook(hook.drop)
         else:
             layer.register_forward_hook(hook.on_output if insertion.seat == "outputs" else hook.beside)
@@ -198,31 +243,41 @@ def _sites(model: nn.Module, seat: str) -> Iterator[Site]:
         yield from _plain_sites(model, seat)
         return
     d, stock = model.embed_dim, all(type(block) is Block for block in model.blocks)
-    projection = getattr(model.patch_embed, "proj", None)
-    if seat == "outputs" and stock and isinstance(projection, nn.Conv2d | nn.Linear):
-        yield Site("patch_embed.proj", projection, 0, _channels(projection))
+    if seat == "outputs":
+        yield from _vit_outputs(model) if stock else ()
+        return
     for i, block in enumerate(model.blocks):
         if seat == "tokens" or (stock and seat == "mlp"):
             yield Site(f"blocks.{i}", block, d, d, i)
         elif stock and seat == "qkv":
             qkv = block.get_submodule("attn.qkv")
             yield Site(f"blocks.{i}.attn.qkv", qkv, d, _channels(qkv), i)
-        elif stock and seat == "outputs":
-            for name in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"):
-                layer = block.get_submodule(name)
-                yield Site(f"blocks.{i}.{name}", layer, 0, _channels(layer), i)
-    if seat == "outputs" and stock:
-        name = "fc_norm" if isinstance(model.norm, nn.Identity) else "norm"
-        yield Site(name, model.get_submodule(name), 0, d)
+
+
+def _vit_outputs(vit: VisionTransformer) -> Iterator[Site]:
+    """None at all where a block lacks one of the layers, like one with a gated MLP."""
+    layers = dict(vit.named_modules())
+    in_block = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    names = {f"blocks.{i}.{name}": i for i in range(len(vit.blocks)) for name in in_block}
+    if not all(name in layers and _has_scale(layers[name]) for name in names):
+        return
+    for name, block in [("patch_embed.proj", None), *names.items(), ("norm", None), ("fc_norm", None)]:
+        if name in layers and _has_scale(layers[name]):
+            yield Site(name, layers[name], 0, _channels(layers[name]), block)
 
 
 def _plain_sites(model: nn.Module, seat: str) -> Iterator[Site]:
     for name, layer in model.named_modules():
-        convolution = type(layer) is nn.Conv2d
-        if seat == "outputs" and (convolution or isinstance(layer, nn.LayerNorm | nn.GroupNorm)):
+        # not linear layers: some models use their weights without calling them, which no hook sees
+        if seat == "outputs" and type(layer) is not nn.Linear and _has_scale(layer):
             yield Site(name, layer, 0, _channels(layer))
-        elif seat == "convolutions" and convolution and layer.groups == 1:
+        elif seat == "convolutions" and type(layer) is nn.Conv2d and layer.groups == 1:
             yield Site(name, layer, layer.in_channels, layer.out_channels)
+
+
+def _has_scale(layer: nn.Module) -> bool:
+    """Whether a scale and shift of its output is one of its weights."""
+    return type(layer) in CHANNEL_AXIS and layer.weight is not None
 
 
 def _channels(layer: nn.Module) -> int:

@@ -90,7 +90,7 @@ class FeCAM(FirstSessionMethod[FeCAMConfig], FeatureMethod[FeCAMConfig]):
             raise ConfigError("FeCAM", "shrink_off_diagonal", must_be, got, hint)
         self.gaussians_ = Gaussians(backbone.dim)  # of t(phi)
         self.raw_sums_ = torch.zeros(0, backbone.dim, dtype=torch.float64)  # of tukey: t(m_c) is of the raw mean
-        self._metrics: dict[int, tuple[int, Metric]] = {}  # column -> (images it was made from, R_c⁻¹)
+        self._metrics: dict[int, tuple[Tensor, Metric]] = {}  # column -> (the tensor it was made from, R_c⁻¹)
 
     def learned_parameters(self) -> int:
         """What adapted, the means and the factors of the scatters."""
@@ -131,9 +131,9 @@ class FeCAM(FirstSessionMethod[FeCAMConfig], FeatureMethod[FeCAMConfig]):
     def _metric(self, column: int) -> Metric:
         """R_c⁻¹ in a form that is quick to apply, made anew when images were added."""
         g, common = self.gaussians_, self.config.covariance == "common"
-        column, made_from = (-1, int(g.counts.sum())) if common else (column, int(g.counts[column]))
+        column, made_from = (-1, g.counts) if common else (column, g.factors[column])  # replaced by every change
         known = self._metrics.get(column)
-        if known is None or known[0] != made_from:
+        if known is None or known[0] is not made_from:
             z = g.pooled_deviation() if common else g.deviation(column)
             known = self._metrics[column] = (made_from, self._make(z))
         return known[1]

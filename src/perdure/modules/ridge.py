@@ -11,10 +11,11 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from perdure.errors import ConfigError
+from perdure.errors import ConfigError, DataError, ShapeError
 
 BLOCK = 512
 
@@ -33,6 +34,49 @@ def add_gram_(packed: Float[Tensor, " packed"], h: Float[Tensor, "n m"]) -> None
     """
     for (start, stop), rows in _views(packed, h.shape[1]):
         rows.addmm_(h[:, start:stop].T, h[:, start:])
+
+
+def merge_ridge(
+    mine: tuple[Float[Tensor, " packed"], Float[Tensor, "m classes"]],
+    theirs: tuple[Float[Tensor, " packed"], Float[Tensor, "m others"]],
+    columns: Int[Tensor, " others"],
+    width: int,
+    *,
+    subtract: bool = False,
+) -> tuple[Float[Tensor, " packed"], Float[Tensor, "m {width}"]]:
+    """(G, Q) of the images of both, or, by ``subtract``, of ``mine`` without ``theirs``: those images are unlearned.
+
+    Exact up to float64 rounding, about 1e-16 of the largest entry ever added. A class without images is left with a
+    column of (nearly) zeros.
+
+    Args:
+        mine: a Gram matrix from :func:`packed_gram`, and the class sums Hᵀ Y.
+        theirs: another pair from the same random features.
+        columns: its class j is the result's column ``columns[j]``.
+        width: columns of the result.
+        subtract: take its images away, which must have been among those of ``mine``.
+
+    Returns:
+        New tensors.
+
+    Raises:
+        ShapeError: if the pairs are of different sizes, or ``width`` is too small.
+        DataError: if something is subtracted that was never added.
+    """
+    (gram, sums), (other, other_sums), sign = mine, theirs, -1 if subtract else 1
+    sizes, must_be = (len(other), len(other_sums)), (len(gram), len(sums))
+    if sizes != must_be:
+        hint = "Lift both with the same random features"
+        raise ShapeError("merge_ridge", "lengths of the Gram matrix and the sums", str(must_be), sizes, hint)
+    least = max(sums.shape[1], int(columns.max()) + 1 if len(columns) else 0)
+    if width < least:
+        raise ShapeError("merge_ridge", "width", f"at least {least}", width, "Count all classes seen")
+    merged = torch.add(gram, other, alpha=sign)
+    lowest, rounding = float(_diagonal(merged, len(sums)).min()), 1e-9 * float(_diagonal(gram, len(sums)).max())
+    if lowest < -rounding:
+        hint = "Subtract only statistics of images that were added"
+        raise DataError("merge_ridge", "diagonal of the Gram matrix", "non-negative after subtraction", lowest, hint)
+    return merged, F.pad(sums, (0, width - sums.shape[1])).index_add_(1, columns, other_sums, alpha=sign)
 
 
 def unpack(packed: Float[Tensor, " packed"], m: int) -> Float[Tensor, "m m"]:
@@ -172,6 +216,11 @@ def best_ridge(grid: Sequence[float], losses: Sequence[float]) -> float:
 
 def _block_rows(m: int) -> list[tuple[int, int]]:
     return [(start, min(start + BLOCK, m)) for start in range(0, m, BLOCK)]
+
+
+def _diagonal(packed: Tensor, m: int) -> Tensor:
+    """The diagonal behind a zero, so that it has a least and a greatest entry for m = 0 too."""
+    return torch.cat([packed.new_zeros(1), *(rows.diagonal() for _, rows in _views(packed, m))])
 
 
 def _views(packed: Tensor, m: int) -> Iterator[tuple[tuple[int, int], Tensor]]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ScaleShift(nn.Module):
-    """``gamma * y + beta`` per channel: the last axis, or axis 1 of the (b, c, h, w) that convolutions return.
+    """``gamma * y + beta`` per channel.
 
     Source: Lian et al., "Scaling & Shifting Your Features" (SSF), NeurIPS 2022.
 
@@ -23,10 +23,8 @@ class ScaleShift(nn.Module):
         self.beta = nn.Parameter(std * torch.randn(channels, generator=rng))
 
     def forward(self, y: Tensor) -> Tensor:
-        """(b, ..., channels) or (b, channels, h, w), of the same shape."""
-        if y.ndim == 4 and y.shape[1] == len(self.gamma):
-            return y * self.gamma[:, None, None] + self.beta[:, None, None]
-        return y * self.gamma + self.beta
+        """(b, ..., channels), of the same shape and type: under autocast too, layers behind get what they know."""
+        return (y * self.gamma + self.beta).to(y.dtype)
 
     @torch.no_grad()
     def fold_into(self, layer: nn.Module) -> None:
