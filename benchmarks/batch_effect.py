@@ -58,7 +58,7 @@ def row(data: str, label: str) -> dict[str, Any]:
     """One method's figures."""
     name, _, option = label.partition("+")
     extra = {option: True} if option else {}
-    honest = json.loads(HONEST.read_text())["runs"][data][name][str(SEED)]["last_accuracy"]
+    honest = json.loads(HONEST.read_text())["runs"][data][f"{name}_default"][str(SEED)]["last_accuracy"]
     recipe = load_recipe(Path(f"recipes/{data}/{name}_default.yaml"), [f"stream.order_seed={SEED}", "stream.tasks=1"])
     whole = recipe.load_stream().test(0)
     found: dict[str, Any] = {"honest": round(honest, 4)}

@@ -80,7 +80,7 @@ def shares(method: PromptMethod[Any], tests: list[LabelledImages], trains: list[
 def row(name: str, n_tasks: int) -> dict[str, Any]:
     """One trained model's figures."""
     recipe = load_recipe(Path(f"recipes/cifar10/{name}_default.yaml"), [f"stream.tasks={n_tasks}"])
-    out = FIVE / f"{name}-1993" if n_tasks == 5 else RUNS / f"{name}-{n_tasks}"
+    out = FIVE / f"{name}_default-1993" if n_tasks == 5 else RUNS / f"{name}-{n_tasks}"
     Runner(recipe, out).run()
     stream, method = recipe.load_stream(), read_method(out)
     assert isinstance(method, PromptMethod)

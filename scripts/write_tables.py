@@ -79,7 +79,7 @@ def prompt_methods_table() -> str:
     heads = [f"{STREAMS[data]}: {FIGURES[figure]}" for data, figure in columns]
     lines = _head("method", heads)
     for method in COMPARED:
-        cells = [_mean([run[figure] for run in runs[data][method].values()]) for data, figure in columns]
+        cells = [_mean([run[figure] for run in runs[data][f"{method}_default"].values()]) for data, figure in columns]
         lines.append(_row(f"`{method}`", cells))
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from perdure.backbone.default import load_default
-from perdure.backbone.device import device_of
+from perdure.backbone.device import device_of, exact_convolutions
 from perdure.backbone.insertable import Insertable
 from perdure.backbone.lite0 import load_lite0
 from perdure.backbone.names import full_timm_name
@@ -268,9 +268,10 @@ class Backbone(Insertable):
         return pooled.float()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision's autocast context; does nothing for float32."""
-        dtype = PRECISIONS[self.precision]
-        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+        """The precision's context: autocast, or float32 for convolutions on CUDA too."""
+        if dtype := PRECISIONS[self.precision]:
+            return torch.autocast(self.device.type, dtype)
+        return exact_convolutions() if self.device.type == "cuda" else contextlib.nullcontext()
 
     def thawed_copy(self) -> Backbone:
         """A copy whose weights may be trained; passes are counted together with the original's.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from perdure.errors import ConfigError
@@ -27,3 +30,18 @@ def device_of(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError("Backbone", "device", "available", name, f"Use device=auto ({reason})") from None
     return device
+
+
+@contextlib.contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Convolutions on CUDA in float32 inside, as everywhere else.
+
+    PyTorch's own default there, and there alone, is TF32: ten bits of mantissa, by which an image's features would
+    depend on its batch in the third digit.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

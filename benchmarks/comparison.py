@@ -1,0 +1,114 @@
+"""What the comparisons of methods share: recipes run as a user runs them, their figures kept in one result file.
+
+Each finished run is added to the result file at once; one that is there with the same recipe is not repeated, one that
+was stopped goes on. A comparison may be called until everything is there, and in several processes for different runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses as dc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from perdure.run import Results, read_results
+from perdure.run.recipe import load_recipe
+
+FIGURES = ("last_accuracy", "average_incremental_accuracy", "forgetting")
+SEEDS = (1993, 1994, 1995)
+
+
+@dc.dataclass(frozen=True)
+class Job:
+    """One run: recipes/``data``/``recipe``.yaml in one class order."""
+
+    data: str
+    recipe: str
+    seed: int
+
+
+@dc.dataclass(frozen=True)
+class Comparison:
+    """A result file and the runs it is made of.
+
+    Args:
+        name: of the script, of its result file, and of its folder of runs.
+    """
+
+    name: str
+
+    @property
+    def results(self) -> Path:
+        """Data set, recipe and class order to a finished run's figures."""
+        return Path(__file__).parent / "results" / f"{self.name}.json"
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs are."""
+        return Path("runs") / self.name
+
+    def recorded(self) -> dict[str, Any]:
+        """What the result file holds."""
+        runs: dict[str, Any] = json.loads(self.results.read_text())["runs"] if self.results.exists() else {}
+        return runs
+
+    def record(self, job: Job, results: Results) -> None:
+        """Adds one run to the result file, which other processes may be writing too."""
+        told, p = results.metrics.model_dump(), results.provenance
+        run = {name: told[name] for name in FIGURES} | {"cost": results.cost.model_dump(), "recipe": p.recipe}
+        run |= {"finished": p.finished, "machine": p.machine, "versions": p.versions}
+        if results.selection and results.selection[-1]:
+            run["selection_entropy"] = results.selection[-1].entropy
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".lock"):
+            runs = self.recorded()
+            runs.setdefault(job.data, {}).setdefault(job.recipe, {})[str(job.seed)] = run
+            text = json.dumps({"command": f"python benchmarks/{self.name}.py", "runs": runs}, indent=1)
+            self.results.write_text(text + "\n")
+        print(*dc.astuple(job), {name: round(told[name], 4) for name in FIGURES}, flush=True)
+
+    def run(self, job: Job, overrides: Iterable[str] = ()) -> None:
+        """One run in a process of its own, unless it is on record."""
+        path = Path(f"recipes/{job.data}/{job.recipe}.yaml")
+        overrides = [f"stream.order_seed={job.seed}", *overrides]
+        recipe = json.loads(json.dumps(load_recipe(path, overrides).values()))
+        if self.recorded().get(job.data, {}).get(job.recipe, {}).get(str(job.seed), {}).get("recipe") == recipe:
+            return
+        out = self.folder / job.data / f"{job.recipe}-{job.seed}"
+        environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        set_ = [word for override in overrides for word in ("-s", override)]
+        command = [sys.executable, "-m", "perdure", "run", str(path), *set_, "--out", str(out)]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{done.stdout[-4000:]}")
+        self.record(job, read_results(out))
+
+    def run_all(self, jobs: Iterable[Job], workers: int, overrides: Iterable[str] = ()) -> None:
+        """Runs what is missing, ``workers`` processes at a time; one that fails does not stop the others.
+
+        Raises:
+            SystemExit: at the end, if a run failed, with its output.
+        """
+        with ThreadPoolExecutor(workers) as pool:
+            running = [pool.submit(self.run, job, list(overrides)) for job in jobs]
+        failed = [str(error) for one in running if (error := one.exception())]
+        if failed:
+            raise SystemExit("\n\n".join(failed))
+
+    @staticmethod
+    def parser(description: str | None, data: Iterable[str]) -> argparse.ArgumentParser:
+        """What every comparison can be told."""
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--data", nargs="+", default=list(data), choices=list(data))
+        parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), choices=SEEDS)
+        parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
+        parser.add_argument("--set", nargs="+", default=[], help="overrides for every recipe, as for perdure run -s")
+        return parser

@@ -1,0 +1,127 @@
+"""Finds settings of the representation methods for small image sets, without any test image.
+
+    python benchmarks/search_representation.py [--data ../shared/data/caltech101 --tasks 10] [--first 3]
+        [--backbones default efficientnet_lite0] [--methods aper_adapter ...] [--workers 2]
+
+A fifth of each class's training images is held out, as in search_baselines.py; settings are judged by the accuracy on
+it after the first tasks of the stream, beside SimpleCIL's. Each setting runs in a process of one thread. Finished rows
+are added to benchmarks/results/search_representation.json at once, so a search that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import time
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from search_baselines import held_out_stream
+
+from perdure import Backbone, FeatureStore, methods, tune_allocator
+from perdure.eval import AccuracyMatrix, accuracy_over_samples, evaluate
+from perdure.run.summary import machine, now, versions
+
+RESULTS = Path(__file__).parent / "results" / "search_representation.json"
+STILL = {"batch_size": 16, "min_scale": 1.0, "flip": False}  # views that do not change: a stem's output is stored
+RATES: dict[str, list[Any]] = {"lr": [0.05, 0.2, 1.0], "epochs": [5, 20]}
+BOTH = ("default", "efficientnet_lite0")
+SEARCHES: dict[str, tuple[str, dict[str, Any], dict[str, list[Any]]]] = {
+    "simplecil": ("simplecil", {}, {}),
+    "aper_finetune": ("aper", {"variant": "finetune", "batch_size": 16}, {"lr": [0.001, 0.01], "epochs": [5, 20]}),
+    "aper_vpt_shallow": ("aper", {"variant": "vpt_shallow", **STILL}, RATES),
+    "aper_vpt_deep": ("aper", {"variant": "vpt_deep", **STILL}, RATES),
+    "aper_ssf": ("aper", {"variant": "ssf", **STILL}, RATES),
+    "aper_adapter": ("aper", {"variant": "adapter", **STILL}, RATES),
+    "fecam": ("fecam", {}, {"shrink_diagonal": [1.0, 3.0, 10.0, 30.0], "shrink_off_diagonal": [0.0, 1.0]}),
+    "slca": ("slca", {"batch_size": 16, "epochs": 10, "milestone": 9}, {"lr": [0.01, 0.1], "slow": [0.001, 0.01, 0.1]}),
+    "ease": ("ease", STILL, RATES),
+    "mos": (
+        "mos",
+        {**STILL, "epochs": 10},
+        {"lr": [0.05, 0.2, 1.0], "head_lr": [0.1, 1.0], "align_lr": [0.005, 0.05]},
+    ),
+}
+CNN = ("simplecil", "aper_finetune", "aper_ssf", "fecam", "slca")
+
+
+def settings(variant: str) -> list[dict[str, Any]]:
+    """All points of a variant's grid; FeCAM's off-diagonal shrinkage is in units of the diagonal one."""
+    _, _, grid = SEARCHES[variant]
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    if variant == "fecam":
+        points = [{**p, "shrink_off_diagonal": p["shrink_diagonal"] * p["shrink_off_diagonal"]} for p in points]
+    return points
+
+
+def score(data: str, tasks: int, first: int, backbone: str, variant: str, setting: dict[str, Any]) -> dict[str, Any]:
+    """One setting's row: accuracy on held-out images after every task, over all classes so far, and seconds."""
+    tune_allocator()
+    stream, model = held_out_stream(data, first, tasks), Backbone.load(backbone)
+    name, common, _ = SEARCHES[variant]
+    kind = methods.get(name)
+    method, start = kind(model, kind.Config(**common, **setting), store=FeatureStore()), time.perf_counter()
+    after = []
+    for task in stream:
+        method.fit_task(task)
+        after.append(evaluate(method, stream, upto=task.index))
+    seen = accuracy_over_samples(AccuracyMatrix.from_predictions(after))
+    seconds = round(time.perf_counter() - start, 1)
+    return {**setting, "accuracy": [round(float(a), 4) for a in seen], "seconds": seconds, "device": model.device.type}
+
+
+def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The setting with the highest accuracy; ties go to the cheaper, then to the smaller numbers."""
+    top = max(
+        rows, key=lambda row: (row["accuracy"][-1], -row.get("epochs", 0), *(-row.get(k, 0) for k in row if k in SMALL))
+    )
+    return {k: v for k, v in top.items() if k not in ("accuracy", "seconds", "device")}
+
+
+SMALL = ("lr", "slow", "head_lr", "align_lr", "shrink_diagonal", "shrink_off_diagonal")
+
+
+def main() -> None:
+    """Searches what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="../shared/data/caltech101")
+    parser.add_argument("--tasks", type=int, default=10, help="into which the stream is cut")
+    parser.add_argument("--first", type=int, default=3, help="tasks that are learned")
+    parser.add_argument("--backbones", nargs="+", default=list(BOTH), choices=BOTH)
+    parser.add_argument("--methods", nargs="+", default=list(SEARCHES), choices=list(SEARCHES))
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    report: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"data": {}}
+    report |= {"command": "python benchmarks/search_representation.py", "date": now(), "versions": versions()}
+    report["machine"] = machine(Backbone.load("default"))
+    searched = f"{Path(args.data).name}, first {args.first} of {args.tasks} tasks"
+    here: dict[str, Any] = report["data"].setdefault(searched, {})
+    with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
+        jobs: dict[Future[dict[str, Any]], tuple[str, str]] = {}
+        for variant, backbone in itertools.product(args.methods, args.backbones):
+            if backbone != "default" and variant not in CNN:
+                continue
+            _, common, grid = SEARCHES[variant]
+            found = here.setdefault(backbone, {}).setdefault(variant, {"common": common, "rows": []})
+            known = [{k: row.get(k) for k in grid} for row in found["rows"]]
+            for setting in [s for s in settings(variant) if s not in known]:
+                job = pool.submit(score, args.data, args.tasks, args.first, backbone, variant, setting)
+                jobs[job] = backbone, variant
+        for job in as_completed(jobs):
+            backbone, variant = jobs[job]
+            found = here[backbone][variant]
+            found["rows"].append(job.result())
+            found["best"] = best(found["rows"])
+            print(backbone, variant, found["rows"][-1], flush=True)
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
