@@ -122,6 +122,55 @@ def prompt_costs_table() -> str:
     return "\n".join(lines)
 
 
+REPRESENTATION = [
+    "simplecil", "joint", "fecam", "ranpac", "ranpac_cumulative", "ranpac_ssf", "ranpac_adapter", "aper_finetune",
+    "aper_vpt_shallow", "aper_vpt_deep", "aper_ssf", "aper_adapter", "slca", "ease", "mos",
+]  # fmt: skip
+CALTECH_CLASSES = 101
+IMAGES = {**STREAMS, "fashion-mnist": "Fashion-MNIST, 5 tasks"}
+
+
+def representation_table(suffix: str) -> str:
+    """Accuracies of the representation methods on one backbone: mean and standard deviation over class orders."""
+    runs = json.loads((RESULTS / "representation_methods.json").read_text())["runs"]
+    columns = [(data, figure) for data in IMAGES for figure in list(FIGURES)[:2]]
+    lines = _head("method", [f"{IMAGES[data]}: {FIGURES[figure]}" for data, figure in columns])
+    for method in [m for m in REPRESENTATION if m + suffix in runs["cifar10"]]:
+        found = [[run[figure] for run in runs[data][method + suffix].values()] for data, figure in columns]
+        lines.append(_row(f"`{method}`", [_mean(values) for values in found]))
+    return "\n".join(lines)
+
+
+def representation_costs_table() -> str:
+    """What each method's run on Caltech-101 learned, stores, and took."""
+    runs = json.loads((RESULTS / "representation_methods.json").read_text())["runs"]["caltech101"]
+    heads = ["learned parameters", "stored bytes per class", "training, s", "testing, s", "passes per training image"]
+    lines = _head("backbone, method", [*heads, "passes per test image"])
+    for backbone, suffix in {"default": "_default", "efficientnet_lite0": ""}.items():
+        for method in [m for m in REPRESENTATION if m + suffix in runs]:
+            run = runs[method + suffix]["1993"]
+            c, n = run["cost"], CALTECH_CLASSES
+            cells = [f"{c['learned_parameters']:,}", f"{c['stored_bytes'] / n:,.0f}"]
+            cells += [f"{c[key]:.0f}" for key in ("train_seconds", "eval_seconds")]
+            cells += [f"{c[key]:.1f}" for key in ("passes_per_train_image", "passes_per_test_image")]
+            lines.append(_row(f"`{backbone}`, `{method}`", cells))
+    return "\n".join(lines)
+
+
+def ranpac_cost_table() -> str:
+    """Seconds per task of RanPAC at M = 10 000 beside the direct method."""
+    report = json.loads((RESULTS / "ranpac_cost.json").read_text())
+    steps = ["selection", "gram", "solve"]
+    lines = _head("method, tasks", [*steps, "together", "peak memory, GB"])
+    n = len(report["direct"]["seconds"])
+    for name, rows in (("ours", slice(None)), ("ours", slice(n)), ("direct", slice(n))):
+        seconds = report[name]["seconds"][rows]
+        means = [statistics.mean(row[step] for row in seconds) for step in steps]
+        memory = f"{report[name]['memory']['peak'] / 1e9:.1f}"
+        lines.append(_row(f"{name}, 1 to {len(seconds)}", [*(f"{m:.1f}" for m in means), f"{sum(means):.1f}", memory]))
+    return "\n".join(lines)
+
+
 def _head(first: str, others: list[str]) -> list[str]:
     return [f"| {first} | " + " | ".join(others) + " |", "|---|" + "---:|" * len(others)]
 
@@ -145,6 +194,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "table:prompt-explanation": explanation_table,
     "table:batch-effect": batch_effect_table,
     "table:prompt-costs": prompt_costs_table,
+    "table:representation-default": lambda: representation_table("_default"),
+    "table:representation-lite0": lambda: representation_table(""),
+    "table:representation-costs": representation_costs_table,
+    "table:ranpac-cost": ranpac_cost_table,
 }
 
 

@@ -5,8 +5,8 @@ Source: Sun, Zhou, Zhao, Gan, Zhan & Ye, "MOS: Model Surgery for Pre-Trained Mod
 Deviations: the method as described, not as released. There, the pull towards the mean of earlier adapters runs in every
     forward pass once per block, changes stored adapters in tests (so that predictions depend on what was tested
     before), and moves the statistics; prototypes of later tasks have dropout. Here it is one pull per step
-    (``merge_every``), and stored adapters never change; expect other figures than the released logs
-    (``compat=release`` is not built). The head grows, and rows of older classes are out of weight decay's reach while a
+    (``merge_every``), and stored adapters never change; expect other figures than the released logs, which
+    ``mos_release`` is for. The head grows, and rows of older classes are out of weight decay's reach while a
     task trains. Gaussians are sampled through factors of float64 scatters. A class that comes again gets one more
     Gaussian and keeps its first task. Left out: several centroids per class.
 Use when: tasks differ, and one or two adapters per image are affordable, not one per task. Relations: EASE adds up all
@@ -155,17 +155,17 @@ class MOS(AdapterMethod[MOSConfig]):
         return [torch.stack(same).mean(0).float() for same in zip(*earlier, strict=True)]
 
     def _add_statistics(self, task: Task, columns: Int[Tensor, " n"]) -> None:
-        rows = self.store.features(self.views[-1], task.train, label="train features")
+        rows, width = self._embedded(task.index, task.train), len(self.classes_)
         for column in columns.unique().tolist():
             self.gaussians_.grow(len(self.gaussians_) + 1)
-            self.gaussians_.add(len(self.gaussians_) - 1, rows[(columns == column).nonzero()[:, 0].numpy()])
+            self.gaussians_.add(len(self.gaussians_) - 1, rows[columns == column])
             self.slot_columns_ = [*self.slot_columns_, column]
-        done, width = 0, len(self.classes_)
-        for batch in self.store.features(self.views[0], task.train, label="train features").batches():
-            here = columns[done : done + len(batch)]
-            self.sums_ = add_class_sums(self.sums_, here, batch, width)
-            self.counts_ = add_class_counts(self.counts_, here, width)
-            done += len(batch)
+        self.sums_ = add_class_sums(self.sums_, columns, self._embedded(0, task.train), width)
+        self.counts_ = add_class_counts(self.counts_, columns, width)
+
+    def _embedded(self, task: int, data: LabelledImages) -> Float[Tensor, "n d"]:
+        """Training images under a task's adapter."""
+        return self.store.features(self.views[task], data, label="train features")[:]
 
     # --- testing
 

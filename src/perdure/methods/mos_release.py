@@ -1,0 +1,111 @@
+"""MOS as its released code runs, side effects included: only for comparing with the published logs.
+
+Source: the released code of Sun, Zhou, Zhao, Gan, Zhan & Ye, "MOS: Model Surgery for Pre-Trained Model-Based
+    Class-Incremental Learning", AAAI 2025 (arXiv 2412.09441), as its specification describes it.
+Deviations: from the paper, all of them the release's. Adapters of later tasks are pulled towards their predecessors'
+    mean whenever they are used, once per block: in training passes on top of the pull after every step, while the
+    statistics are taken (and the next task goes on from there), and in tests, which therefore change what was learned:
+    after a few test batches a stored adapter is its predecessors' mean, and predictions depend on what was tested
+    before. Class means in A_0's space have dropout from the second task on. From the release: the head grows, so that
+    rows of unseen and old classes do not decay while a task trains.
+Use when: you want to know what the published numbers are made of. Relations: ``mos`` is the method as described.
+Cost: as ``mos``, but nothing that passes an adapter is kept, so that every test passes A_0 and the visited adapters
+    anew; one more set of adapter weights per task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from perdure.backbone import Backbone
+from perdure.data import LabelledImages, Task
+from perdure.memory import FeatureStore
+from perdure.methods.base import Method, Tags, methods
+from perdure.methods.mos import MOS, MOSConfig
+from perdure.modules.adapter import Adapter
+from perdure.modules.merging import pull_on_use
+
+DROPOUT = 2**31  # added to a task's index: the random stream of the dropout in its class means
+
+
+@methods.register("mos_release")
+class MOSRelease(MOS):
+    """As :class:`MOS`; tests change it."""
+
+    tags: ClassVar = Tags(
+        adapts=True,
+        depends_on_test_batch=True,
+        small=MOS.tags.small,
+        learns=MOS.tags.learns,
+        expected_failures={
+            "check_predicting_changes_nothing": "the release's tests move stored adapters",
+            "check_frozen_features_cost_one_pass": "features under adapters that tests move cannot be kept",
+        },
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: MOSConfig | None = None,
+        *,
+        seed: int = 0,
+        store: FeatureStore | None = None,
+    ) -> None:
+        super().__init__(backbone, config, seed=seed, store=store)
+        self.prefix_ = torch.zeros(0)  # S_t = A_0 + … + A_t as they were stored, (tasks, parameters), float64
+        self.working_ = torch.zeros(0)  # W, which training goes on from, (parameters,)
+
+    def _add_adapter(self, task: int) -> None:
+        super()._add_adapter(task)
+        if task:
+            if len(self.working_):
+                vector_to_parameters(self.working_.to(self.backbone.device), self.adapters_[-1].parameters())
+            pull_on_use(_blocks(self.adapters_[-1]), lambda: self._mean(task), self.config.merge)
+
+    def _mean_adapter(self) -> list[Tensor]:
+        return self._mean(len(self.adapters_) - 1)
+
+    def _mean(self, task: int) -> list[Tensor]:
+        """The mean of the adapters before ``task``, as they were stored; nothing for the first."""
+        if not task:
+            return []
+        own = list(self.adapters_[0].parameters())
+        parts = (self.prefix_[task - 1] / task).float().to(self.backbone.device).split([p.numel() for p in own])
+        return [part.view_as(p) for part, p in zip(parts, own, strict=True)]
+
+    def _add_statistics(self, task: Task, columns: Int[Tensor, " n"]) -> None:
+        adapter = self.adapters_[-1]
+        stored = parameters_to_vector(adapter.parameters()).detach()
+        earlier = self.prefix_ if task.index else torch.zeros(0, len(stored), dtype=torch.float64)
+        total = earlier[-1:].sum(0) + stored.cpu().double()
+        self.prefix_ = torch.cat([earlier, total[None]])
+        super()._add_statistics(task, columns)  # moves the adapter
+        self.working_ = parameters_to_vector(adapter.parameters()).detach().cpu()
+        vector_to_parameters(stored, adapter.parameters())
+
+    def _embedded(self, task: int, data: LabelledImages) -> Float[Tensor, "n d"]:
+        dropout = torch.Generator(self.backbone.device).manual_seed(self.seed + DROPOUT + self.tasks_seen_)
+        adapters = _blocks(self.adapters_[task])
+        for adapter in adapters:  # of A_0, once the alignment of an earlier task has left the release in training mode
+            adapter.dropout_rng = dropout if task == 0 and self.tasks_seen_ > 0 else None
+        try:
+            batches = data.batches(self.backbone.preprocess, self.config.batch_size)
+            return torch.cat([self.views[task].features(images).cpu() for _, images in batches])
+        finally:
+            for adapter in adapters:
+                adapter.dropout_rng = None
+
+    def scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
+        """As in :class:`Method`: batch by batch, each of which changes the adapters it visits."""
+        return Method.scores_of(self, data)
+
+
+def _blocks(part: nn.Module) -> list[Adapter]:
+    """The adapters of a task, one per block."""
+    return [m for m in part.modules() if isinstance(m, Adapter)]
