@@ -16,7 +16,17 @@ from comparison import Comparison, Job
 
 DATA = ("cifar10", "fashion-mnist", "caltech101")
 CNN = ("simplecil", "joint", "fecam", "ranpac", "ranpac_cumulative", "aper_finetune", "aper_ssf", "ranpac_ssf", "slca")
-VIT = (*CNN[:7], "aper_vpt_shallow", "aper_vpt_deep", "aper_adapter", "ranpac_adapter", "ease", "mos", "slca")
+VIT = (
+    *CNN[:7],
+    "aper_vpt_shallow",
+    "aper_vpt_deep",
+    "aper_adapter",
+    "ranpac_adapter",
+    "ease",
+    "mos",
+    "mos_release",
+    "slca",
+)
 SUFFIXES = {"default": "_default", "efficientnet_lite0": ""}
 
 

@@ -124,7 +124,7 @@ def prompt_costs_table() -> str:
 
 REPRESENTATION = [
     "simplecil", "joint", "fecam", "ranpac", "ranpac_cumulative", "ranpac_ssf", "ranpac_adapter", "aper_finetune",
-    "aper_vpt_shallow", "aper_vpt_deep", "aper_ssf", "aper_adapter", "slca", "ease", "mos",
+    "aper_vpt_shallow", "aper_vpt_deep", "aper_ssf", "aper_adapter", "slca", "ease", "mos", "mos_release",
 ]  # fmt: skip
 CALTECH_CLASSES = 101
 IMAGES = {**STREAMS, "fashion-mnist": "Fashion-MNIST, 5 tasks"}
