@@ -250,6 +250,7 @@ def test_presets_are_the_published_settings() -> None:
     }
     assert told == {
         "paper": ("unit", 1, 0, "correlation", "none"),
+        "paper_core50": ("unit", 1, 0, "correlation", "none"),
         "paper_imagenet_r": ("unit", 10, 10, "correlation", "none"),
         "paper_cnn": ("tukey", 3, 3, "correlation", "none"),
         "pilot": ("raw", 1, 0, "pilot", "adapter"),
@@ -296,3 +297,18 @@ def test_learned_statistics_are_replaced_not_changed() -> None:
     before, copies = (g.counts, g.means, g.factors[0]), [t.clone() for t in (g.counts, g.means, g.factors[0])]
     g.add(0, random_deviation(4, 3, 1))
     assert all(torch.equal(a, b) for a, b in zip(before, copies, strict=True))
+
+
+def test_a_returning_class_may_take_half_of_each_covariance() -> None:
+    x, y = random_deviation(9, 4), 3 + 2 * random_deviation(5, 4, seed=1)
+    halved, pooled = (fecam(4, features="raw", returning=how) for how in ("half", "pooled"))
+    for method in (halved, pooled):
+        teach(method, (x, np.zeros(9, int)), (y, np.zeros(5, int)))
+    g = halved.gaussians_
+    torch.testing.assert_close(g.covariance(0), (x.T.cov() + y.T.cov()) / 2)
+    torch.testing.assert_close(g.means[0], torch.cat([x, y]).mean(0))  # by count
+    torch.testing.assert_close(pooled.gaussians_.covariance(0), torch.cat([x, y]).T.cov())
+    assert g.factors[0].shape == (4, 4)
+    teach(halved, (y[:1], np.zeros(1, int)))  # has no covariance of its own
+    assert halved.gaussians_.counts.tolist() == [15]
+    assert FeCAMConfig.presets["paper_core50"] == {"returning": "half"}

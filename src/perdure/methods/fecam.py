@@ -3,12 +3,13 @@
 Source: Goswami, Liu, Twardowski & van de Weijer, "FeCAM: Exploiting the Heterogeneity of Class Distributions in
     Exemplar-Free Continual Learning", NeurIPS 2023 (arXiv 2309.14062); its ViT scripts for the defaults.
 Deviations: moments are float64 and merge exactly, so a class that comes again has the covariance of all its images
-    (the released code averages). A class of one image, or of equal ones, takes R = I. Distances come from a Cholesky
-    factor, or from the Woodbury identity where a class has fewer images than dimensions, not from pseudo-inverses. V2
-    is the plain mean of off-diagonal entries. The double shrinkage of the released CNN code is its equivalent, (3, 3)
-    once. ``covariance=common`` is the pooled within-class covariance, which classifies linearly; the released one is a
-    mix by class ratios. Preset ``pilot`` correlates the rows of S, as LAMDA-PILOT does, which is singular, and adds 100
-    to all variances. Left out: training a CNN on the first task from scratch, and its Euclidean distances there.
+    (``returning=half``: the released CORe50 script's average). A class of one image, or of equal ones, takes R = I.
+    Distances come from a Cholesky factor, or from the Woodbury identity where a class has fewer images than
+    dimensions, not from pseudo-inverses. V2 is the plain mean of off-diagonal entries. The double shrinkage of the
+    released CNN code is its equivalent, (3, 3) once. ``covariance=common`` is the pooled within-class covariance,
+    which classifies linearly; the released one is a mix by class ratios. Preset ``pilot`` correlates the rows of S, as
+    LAMDA-PILOT does, which is singular, and adds 100 to all variances. Left out: training a CNN on the first task from
+    scratch, and its Euclidean distances there.
 Use when: features of a frozen backbone are good but classes spread differently. With far fewer images than dimensions
     raise both shrinkages (10, 10). Relations: SimpleCIL is R = I and a cosine; RanPAC decorrelates all classes at once.
 Cost: one pass per image ever; per class d³/3 once and 2 d² per test image, or 4 d n_c with n_c < d images. State: at
@@ -44,6 +45,7 @@ class FeCAMConfig(TuningConfig):
     presets: ClassVar = {
         "paper": {},
         "paper_imagenet_r": {"shrink_diagonal": 10.0, "shrink_off_diagonal": 10.0},
+        "paper_core50": {"returning": "half"},
         "paper_cnn": {"features": "tukey", "shrink_diagonal": 3.0, "shrink_off_diagonal": 3.0},
         "pilot": {"features": "raw", "normalise": "pilot", "adapt": "adapter"},
     }
@@ -58,6 +60,11 @@ class FeCAMConfig(TuningConfig):
         "correlation", description="unit diagonal, so that classes compare; pilot is LAMDA-PILOT's singular matrix"
     )
     covariance: Literal["class", "common"] = Field("class", description="one per class, or one pooled within classes")
+    returning: Literal["pooled", "half"] = Field(
+        "pooled",
+        description="the covariance of a class that comes again: of all its images, or the old one and that "
+        "of the new images, half each (the released CORe50 script's, in which old domains fade)",
+    )
     log_determinant: bool = Field(False, description="add it to distances: with normalise=none, a Gaussian classifier")
     adapt: Literal["none"] | Variant = Field("none", description="what adapts to the first task")
 
@@ -108,7 +115,7 @@ class FeCAM(FirstSessionMethod[FeCAMConfig], FeatureMethod[FeCAMConfig]):
             self.raw_sums_ = F.pad(self.raw_sums_, (0, 0, 0, width - len(self.raw_sums_)))
         for column in columns.unique().tolist():
             rows = features[(columns == column).nonzero()[:, 0].numpy()]
-            self.gaussians_.add(column, self._transformed(rows))
+            self.gaussians_.add(column, self._transformed(rows), halve=self.config.returning == "half")
             if self.config.features == "tukey":
                 here = torch.full((len(rows),), column)
                 self.raw_sums_ = add_class_sums(self.raw_sums_, here, rows, width)

@@ -70,17 +70,22 @@ class Gaussians(nn.Module):
         self.means = F.pad(self.means, (0, 0, 0, more))
         self.factors = [*self.factors, *(self.means.new_zeros(0, self.means.shape[1]) for _ in range(more))]
 
-    def add(self, column: int, rows: Float[Tensor, "n d"]) -> None:
+    def add(self, column: int, rows: Float[Tensor, "n d"], *, halve: bool = False) -> None:
         """Adds images of one class.
 
         Args:
             column: which.
             rows: their features; none is nothing.
+            halve: take the mean of the covariances before and of ``rows``, in place of that of all images together.
         """
         if len(rows):
             x = rows.double().cpu()
-            mean = x.mean(0)
+            mean, before = x.mean(0), self.deviation(column)
             self._merge(column, len(x), mean, x - mean)
+            if halve and len(x) > 1 and len(before):
+                z = torch.cat([before, (x - mean) / (len(x) - 1) ** 0.5]) / 2**0.5
+                factor = torch.linalg.qr(z * (int(self.counts[column]) - 1) ** 0.5, mode="r").R
+                self.factors = [*self.factors[:column], factor, *self.factors[column + 1 :]]
 
     def merge(self, other: Gaussians) -> None:
         """Adds another's classes to those of the same column.
