@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -238,3 +239,13 @@ def test_the_installed_command_works(tmp_path: Path) -> None:
     run = subprocess.run([command, "check", "nothing"], check=False, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 2
     assert "Traceback" not in run.stderr
+
+
+def test_python_m_perdure_is_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["perdure", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("perdure", run_name="__main__")
+    assert not stop.value.code
+    assert "Teach a pretrained model new classes" in capsys.readouterr().out

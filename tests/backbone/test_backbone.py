@@ -374,3 +374,15 @@ def test_features_have_no_gradient_and_may_be_trained_on(backbone: Backbone) -> 
     weight = torch.zeros(64, requires_grad=True)
     (features @ weight).sum().backward()
     assert torch.equal(weight.grad, features.sum(0))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_convolutions_are_float32_on_cuda_and_the_users_setting_comes_back(
+    before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    backbone = Backbone.load("test_vit", pretrained=False, device="cpu")
+    backbone.device = torch.device("cuda")  # only asked for, nothing is computed there
+    with backbone.autocast():
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 is before

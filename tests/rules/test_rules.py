@@ -49,6 +49,7 @@ PLANTED = [
     (rules_imports.no_method_imports_another, {"methods/a.py": "from perdure.methods.simplecil import SimpleCIL"}),
     (rules_imports.no_method_imports_another, {"methods/a.py": "from perdure.methods import ranpac"}),
     (rules_imports.no_method_imports_another, {"methods/a.py": "from .ranpac import RanPAC"}),
+    (rules_imports.no_method_imports_another, {"methods/mosaic.py": "from perdure.methods.mos import MOS"}),
     (rules_imports.imports_stand_at_the_top, {"data/a.py": "def f():\n    if f:\n        import os"}),
     (rules_imports.no_dynamic_imports, {"data/a.py": "import importlib\nimportlib.import_module('timm')"}),
     (rules_imports.no_dynamic_imports, {"data/a.py": "__import__('timm')"}),
@@ -138,6 +139,7 @@ ALLOWED = [
     (rules_imports.imports_flow_one_way, {"methods/a.py": "from perdure.train.loop import train\nimport numpy as np"}),
     (rules_imports.no_method_imports_another, {"methods/a.py": "from perdure.methods.base import Method"}),
     (rules_imports.no_method_imports_another, {"run/a.py": "from perdure.methods.ranpac import RanPAC"}),
+    (rules_imports.no_method_imports_another, {"methods/mos_release.py": "from perdure.methods.mos import MOS"}),
     (
         rules_imports.heavy_libraries_have_one_home,
         {"backbone/vit.py": "import timm", "data/preprocess.py": "import timm"},
