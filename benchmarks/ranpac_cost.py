@@ -113,14 +113,19 @@ def main() -> None:
     parser.add_argument("--direct", type=int, default=3, help="tasks on which the direct method is timed")
     args = parser.parse_args()
     which = (args.data, args.tasks, args.backbone)
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        mine, other = pool.apply(ours, which), pool.apply(direct, (*which, args.direct))
-    pairs = list(zip(mine.pop("predictions"), other.pop("predictions"), strict=False))
-    differing = [sum(a != b for a, b in zip(one, two, strict=True)) for one, two in pairs]
     report = {"command": "python benchmarks/ranpac_cost.py", "date": now(), "projection_dim": 10_000, "grid": len(GRID)}
     report |= {"data": Path(args.data).name, "tasks": args.tasks, "backbone": args.backbone}
-    report |= {"machine": machine(Backbone.load(args.backbone)), "versions": versions(), "ours": mine, "direct": other}
-    report |= {"differing_predictions": differing, "compared_predictions": [len(one) for one, _ in pairs]}
+    report |= {"machine": machine(Backbone.load(args.backbone)), "versions": versions()}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        mine = pool.apply(ours, which)
+        found = pool.apply_async(direct, (*which, args.direct))
+        predictions = mine.pop("predictions")
+        RESULTS.write_text(json.dumps(report | {"ours": mine}, indent=1) + "\n")  # the rest may take long
+        other = found.get()
+    pairs = list(zip(predictions, other.pop("predictions"), strict=False))
+    differing = [sum(a != b for a, b in zip(one, two, strict=True)) for one, two in pairs]
+    report |= {"ours": mine, "direct": other, "differing_predictions": differing}
+    report |= {"compared_predictions": [len(one) for one, _ in pairs]}
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
 
 
