@@ -1,6 +1,7 @@
 """Why adapting to the first task gains so little here: APER on Caltech-101 with first tasks of 10, 51 and all classes.
 
     python benchmarks/explain_first_session.py [--bases 10 51 101] [--variants adapter vpt_shallow]
+    python benchmarks/explain_first_session.py --variants vpt_shallow --bases 10 --set lr=1e-9 --name untrained
 
 Everything else is the recipe's (recipes/caltech101/aper_VARIANT_default.yaml, order 1993). Per first task: last
 accuracy with [frozen; adapted] features (the method), with the frozen half alone (SimpleCIL) and with the adapted
@@ -27,9 +28,10 @@ RESULTS = Path(__file__).parent / "results" / "explain_first_session.json"
 CLASSES = 101
 
 
-def row(variant: str, base: int) -> dict[str, float]:
+def row(variant: str, base: int, overrides: list[str]) -> dict[str, float]:
     """One first task's figures."""
-    recipe, store = load_recipe(Path(f"recipes/caltech101/aper_{variant}_default.yaml"), []), FeatureStore()
+    set_, store = [f"method.{override}" for override in overrides], FeatureStore()
+    recipe = load_recipe(Path(f"recipes/caltech101/aper_{variant}_default.yaml"), set_)
     cut = {"base": base, "increment": 10} if base < CLASSES else {"tasks": 1}
     stream = load_stream(recipe.stream.data, order_seed=1993, **cut)
     method = methods.get("aper")(Backbone.load("default"), recipe.method, store=store)
@@ -58,16 +60,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bases", nargs="+", type=int, default=[10, 51, CLASSES])
     parser.add_argument("--variants", nargs="+", default=["adapter", "vpt_shallow"])
+    parser.add_argument("--set", nargs="+", default=[], help="other settings than the recipe's")
+    parser.add_argument("--name", default="", help="of those settings")
     args = parser.parse_args()
     tune_allocator()
     report: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
     report |= {"command": "python benchmarks/explain_first_session.py", "date": now(), "versions": versions()}
     report["machine"] = machine(Backbone.load("default"))
     for variant in args.variants:
-        rows = report["rows"].setdefault(variant, {})
+        rows = report["rows"].setdefault(" ".join(filter(None, [variant, args.name])), {})
         for base in [b for b in args.bases if str(b) not in rows]:
-            rows[str(base)] = row(variant, base)
-            print(variant, base, rows[str(base)], flush=True)
+            rows[str(base)] = row(variant, base, args.set)
+            print(variant, args.name, base, rows[str(base)], flush=True)
             RESULTS.write_text(json.dumps(report, indent=1) + "\n")
 
 

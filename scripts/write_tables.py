@@ -135,9 +135,13 @@ def representation_table(suffix: str) -> str:
     runs = json.loads((RESULTS / "representation_methods.json").read_text())["runs"]
     columns = [(data, figure) for data in IMAGES for figure in list(FIGURES)[:2]]
     lines = _head("method", [f"{IMAGES[data]}: {FIGURES[figure]}" for data, figure in columns])
-    for method in [m for m in REPRESENTATION if m + suffix in runs["cifar10"]]:
-        found = [[run[figure] for run in runs[data][method + suffix].values()] for data, figure in columns]
-        lines.append(_row(f"`{method}`", [_mean(values) for values in found]))
+    shown = [m for m in REPRESENTATION if any(m + suffix in runs[data] for data in IMAGES)]
+    cells = [runs[data][m + suffix] for m in shown for data in IMAGES if m + suffix in runs[data]]
+    seeds = set.intersection(*map(set, cells))  # orders that all were run in: averages depend on the order
+    for method in shown:
+        orders = {data: runs[data].get(method + suffix, {}) for data in IMAGES}
+        found = [[orders[data][seed][figure] for seed in seeds & orders[data].keys()] for data, figure in columns]
+        lines.append(_row(f"`{method}`", [_mean(values) if values else "–" for values in found]))
     return "\n".join(lines)
 
 
@@ -149,9 +153,10 @@ def representation_costs_table() -> str:
     for backbone, suffix in {"default": "_default", "efficientnet_lite0": ""}.items():
         for method in [m for m in REPRESENTATION if m + suffix in runs]:
             run = runs[method + suffix]["1993"]
-            c, n = run["cost"], CALTECH_CLASSES
-            cells = [f"{c['learned_parameters']:,}", f"{c['stored_bytes'] / n:,.0f}"]
-            cells += [f"{c[key]:.0f}" for key in ("train_seconds", "eval_seconds")]
+            c = run["cost"]
+            cells = [f"{c['learned_parameters']:,}", f"{c['stored_bytes'] / CALTECH_CLASSES:,.0f}"]
+            whole = "paused" not in run  # seconds of a run that was stopped for a while mean nothing
+            cells += [f"{c[key]:.0f}" if whole else "–" for key in ("train_seconds", "eval_seconds")]
             cells += [f"{c[key]:.1f}" for key in ("passes_per_train_image", "passes_per_test_image")]
             lines.append(_row(f"`{backbone}`, `{method}`", cells))
     return "\n".join(lines)
@@ -168,6 +173,19 @@ def ranpac_cost_table() -> str:
         means = [statistics.mean(row[step] for row in seconds) for step in steps]
         memory = f"{report[name]['memory']['peak'] / 1e9:.1f}"
         lines.append(_row(f"{name}, 1 to {len(seconds)}", [*(f"{m:.1f}" for m in means), f"{sum(means):.1f}", memory]))
+    return "\n".join(lines)
+
+
+def first_session_table() -> str:
+    """What APER gains on Caltech-101 by the size of the first task."""
+    rows = json.loads((RESULTS / "explain_first_session.json").read_text())["rows"]
+    parts = ["frozen", "adapted", "both"]
+    heads = [*parts, *(f"first task alone: {part}" for part in parts), "cosine of frozen and adapted"]
+    lines = _head("variant, classes of the first task", heads)
+    for variant, found in rows.items():
+        for base, row in found.items():
+            cells = [f"{100 * row[part + of]:.1f}" for of in ("", ", first task alone") for part in parts]
+            lines.append(_row(f"`{variant}`, {base}", [*cells, f"{row['cosine']:.4f}"]))
     return "\n".join(lines)
 
 
@@ -198,6 +216,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "table:representation-lite0": lambda: representation_table(""),
     "table:representation-costs": representation_costs_table,
     "table:ranpac-cost": ranpac_cost_table,
+    "table:first-session": first_session_table,
 }
 
 
