@@ -100,7 +100,8 @@ def main() -> None:
     args = parser.parse_args()
     report: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"data": {}}
     report |= {"command": "python benchmarks/search_representation.py", "date": now(), "versions": versions()}
-    report["machine"] = machine(Backbone.load("default"))
+    here_now = machine(Backbone.load("default"))
+    report.setdefault("machines", {})[here_now["device"]] = here_now  # each row says which device it was found on
     searched = f"{Path(args.data).name}, first {args.first} of {args.tasks} tasks"
     here: dict[str, Any] = report["data"].setdefault(searched, {})
     with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
