@@ -23,6 +23,7 @@ from perdure import Backbone, FeatureStore, Stream, methods, tune_allocator
 from perdure.data import load_dataset
 from perdure.data.stream import class_incremental, order_classes, task_sizes
 from perdure.eval import AccuracyMatrix, accuracy_over_samples, evaluate
+from perdure.methods import Method
 from perdure.run.summary import machine, now, versions
 
 RESULTS = Path(__file__).parent / "results" / "search_baselines.json"
@@ -49,17 +50,22 @@ def held_out_stream(data: str, n_tasks: int, of: int = 10) -> Stream:
     return Stream(stream[:n_tasks], tests, stream.class_names, {"search": n_tasks})
 
 
+def learned(method: Method, stream: Stream) -> AccuracyMatrix:
+    """Fits every task of a stream and tests after each."""
+    after = []
+    for task in stream:
+        method.fit_task(task)
+        after.append(evaluate(method, stream, upto=task.index))
+    return AccuracyMatrix.from_predictions(after)
+
+
 def search(name: str, grid: dict[str, list], stream: Stream, backbone: Backbone) -> list[dict]:
     """One row per setting: learning accuracy, last accuracy, seconds."""
     kind, rows = methods.get(name), []
     for values in itertools.product(*grid.values()):
         setting = dict(zip(grid, values, strict=True))
         method, start = kind(backbone, kind.Config(**setting), store=FeatureStore()), time.perf_counter()
-        after = []
-        for task in stream:
-            method.fit_task(task)
-            after.append(evaluate(method, stream, upto=task.index))
-        matrix = AccuracyMatrix.from_predictions(after)
+        matrix = learned(method, stream)
         row = {
             **setting,
             "learning_accuracy": round(float(np.diag(matrix.values).mean()), 4),

@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from search_baselines import held_out_stream
+from search_baselines import held_out_stream, learned
 
 from perdure import Backbone, FeatureStore, Stream, methods, tune_allocator
-from perdure.eval import AccuracyMatrix, accuracy_over_samples, evaluate
+from perdure.eval import accuracy_over_samples
 from perdure.run.summary import machine, now, versions
 
 RESULTS = Path(__file__).parent / "results" / "search_prompts.json"
@@ -40,11 +40,7 @@ def score(name: str, setting: dict[str, Any], stream: Stream, backbone: Backbone
     """One setting's row: accuracy on held-out images after every task, over all classes so far, and seconds."""
     kind = methods.get(name)
     method, start = kind(backbone, kind.Config(**COMMON, **setting), store=FeatureStore()), time.perf_counter()
-    after = []
-    for task in stream:
-        method.fit_task(task)
-        after.append(evaluate(method, stream, upto=task.index))
-    seen = accuracy_over_samples(AccuracyMatrix.from_predictions(after))
+    seen = accuracy_over_samples(learned(method, stream))
     seconds = round(time.perf_counter() - start, 1)
     return {**setting, "accuracy": [round(float(a), 4) for a in seen], "seconds": seconds}
 

@@ -22,10 +22,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from search_baselines import held_out_stream
+from search_baselines import held_out_stream, learned
 
 from perdure import Backbone, FeatureStore, methods, tune_allocator
-from perdure.eval import AccuracyMatrix, accuracy_over_samples, evaluate
+from perdure.eval import accuracy_over_samples
 from perdure.run.summary import machine, now, versions
 
 RESULTS = Path(__file__).parent / "results" / "search_representation.json"
@@ -67,11 +67,7 @@ def score(data: str, tasks: int, first: int, backbone: str, variant: str, settin
     name, common, _ = SEARCHES[variant]
     kind = methods.get(name)
     method, start = kind(model, kind.Config(**common, **setting), store=FeatureStore()), time.perf_counter()
-    after = []
-    for task in stream:
-        method.fit_task(task)
-        after.append(evaluate(method, stream, upto=task.index))
-    seen = accuracy_over_samples(AccuracyMatrix.from_predictions(after))
+    seen = accuracy_over_samples(learned(method, stream))
     seconds = round(time.perf_counter() - start, 1)
     return {**setting, "accuracy": [round(float(a), 4) for a in seen], "seconds": seconds, "device": model.device.type}
 
