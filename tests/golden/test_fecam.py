@@ -142,6 +142,24 @@ def test_09_linear_discriminant_analysis() -> None:
     assert ids == reference.predict(queries).tolist() == predicted(method, queries)
 
 
+def test_09_the_released_common_covariance() -> None:
+    features, labels = clusters(3, 15, 4, noise=1.0)
+    first, second = cut(features, labels, [[2, 0], [1]])
+    method = teach(fecam(4, features="raw", covariance="common_released", normalise="none"), first)
+    means = torch.stack([features[labels == c].mean(0) for c in (2, 0, 1)])
+    covariance = torch.cov(first[0].T)  # around the mean of both classes, not shrunk yet
+    for n, expected in (
+        (2, covariance),
+        (3, 2 / 3 * covariance + 1 / 3 * torch.cov(second[0].T)),
+    ):
+        if n == 3:
+            teach(method, second)
+            expected = expected + expected.diagonal().mean() * torch.eye(4, dtype=torch.float64)
+        apart = features[:, None] - means[:n]
+        distances = torch.einsum("nci,ij,ncj->nc", apart, torch.linalg.inv(expected), apart)
+        torch.testing.assert_close(scores(method, features).double(), -distances, atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("groups", [[[3, 0, 2, 1]], [[1], [3, 0], [2]]])
 def test_10_the_cut_into_tasks_does_not_matter(groups: list[list[int]]) -> None:
     features, labels = clusters(4, 7, 9, noise=1.0)
@@ -181,7 +199,16 @@ def test_11_the_mean_is_transformed_not_the_transforms_averaged() -> None:
         teach(fecam(2, features="tukey"), (-features, np.array([0, 0, 1, 1])))
 
 
-@pytest.mark.parametrize("config", [{}, {"shrink_off_diagonal": 1.0}, {"normalise": "none"}, {"covariance": "common"}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"shrink_off_diagonal": 1.0},
+        {"normalise": "none"},
+        {"covariance": "common"},
+        {"covariance": "common_released"},
+    ],
+)
 def test_12_classes_of_one_and_two_images_have_distances(config: dict[str, Any]) -> None:
     features, labels = clusters(4, 3, 6, noise=0.1)
     kept = [0, 3, 4, 6, 7, 8, 9, 10, 11]
@@ -201,7 +228,7 @@ def test_13_a_method_read_back_goes_on_alike() -> None:
     assert torch.equal(scores(straight, features), scores(resumed, features))
 
 
-@pytest.mark.parametrize("covariance", ["class", "common"])
+@pytest.mark.parametrize("covariance", ["class", "common", "common_released"])
 def test_13_a_loaded_state_replaces_what_was_derived(covariance: str) -> None:
     features, labels = clusters(4, 8, 6)
     parts = cut(features, labels, [[0, 1], [2, 3]])
@@ -232,11 +259,14 @@ def test_it_adapts_if_wanted(backbone: Backbone, store: FeatureStore) -> None:
     assert method.learned_parameters() > sum(p.numel() for p in method.tuned_.parameters()) > 0
 
 
-@pytest.mark.parametrize("small", [{"covariance": "common"}, {"features": "raw", "shrink_off_diagonal": 1.0}])
+@pytest.mark.parametrize(
+    "small",
+    [{"covariance": "common"}, {"covariance": "common_released"}, {"features": "raw", "shrink_off_diagonal": 1.0}],
+)
 def test_every_promise_is_kept_with_other_settings(small: dict[str, Any]) -> None:
     class Other(FeCAM):
         __doc__ = FeCAM.__doc__
-        tags = Tags(split_invariant=True, small=small)
+        tags = Tags(split_invariant=small.get("covariance") != "common_released", small=small)
 
     Other.__module__ = FeCAM.__module__
     assert [result.note for result in check_method(Other) if not result.ok] == []

@@ -235,6 +235,27 @@ def test_12_variances_are_the_covariances_diagonal() -> None:
     assert MOSConfig(preset="official_imagenet_a").gaussian == "variance"
 
 
+def test_12_centroids_are_slots_of_their_class(
+    backbone: Backbone, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = synthetic_dataset(IDS[:4], train_per_class=14, test_per_class=1)
+    tasks = class_incremental(data, (2, 2), IDS[:4])
+    given: list[dict[str, Any]] = []
+    plain = module.align
+    monkeypatch.setattr(module, "align", lambda *a, **options: given.append(options) or plain(*a, **options))
+    method, one_each = (fitted(mos(backbone, store, gaussian=g), tasks) for g in ("centroids", "variance"))
+    assert method.slot_columns_ == [column for column in range(4) for _ in range(10)]
+    assert one_each.slot_columns_ == list(range(4))
+    counts, sums = method.gaussians_.counts, method.gaussians_.means * method.gaussians_.counts[:, None]
+    assert counts.min() >= 1
+    assert counts.view(4, 10).sum(1).tolist() == [14] * 4
+    whole = sums[:20].view(2, 10, -1).sum(1) / 14  # of the first task: later adapters depend on the head
+    torch.testing.assert_close(whole, one_each.gaussians_.means[:2], atol=1e-9, rtol=0)
+    assert [(o["samples"], o["batch_size"], o["diagonal"]) for o in given] == [(2, 20, True), (20, 20, True)]
+    resumed = mos(backbone, store, gaussian="centroids").load_state_dict(method.state_dict())
+    assert torch.equal(resumed.predict(tasks.test(1)), method.predict(tasks.test(1)))
+
+
 def test_13_one_task_is_adapter_0_alone(backbone: Backbone, store: FeatureStore) -> None:
     tasks = stream((3, 3))
     method = mos(backbone, store).fit_task(tasks[0])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from perdure.modules.gaussians import add_class_counts, add_class_sums
+from perdure.modules.gaussians import add_class_counts, add_class_sums, clusters
 
 
 def test_sums_and_counts_by_hand() -> None:
@@ -43,3 +43,16 @@ def test_any_cut_into_chunks_gives_the_same() -> None:
     whole = add_class_sums(torch.zeros(0, 3, dtype=torch.float64), columns, features, 4)
     assert torch.equal(sums, whole)
     assert counts.tolist() == [int((columns == c).sum()) for c in range(4)]
+
+
+def test_clusters_are_rows_that_lie_together() -> None:
+    rows = torch.tensor([[0.0, 0], [9, 9], [0, 1], [9, 8], [1, 0]])
+    found = sorted((part.sort(dim=0).values.tolist() for part in clusters(rows, 2, seed=-1)), key=len)
+    assert found == [[[9, 8], [9, 9]], [[0, 0], [0, 0], [1, 1]]]
+    assert [len(part) for part in clusters(rows, 10, seed=0)] == [1] * 5
+    assert [part.tolist() for part in clusters(rows, 1, seed=0)] == [rows.tolist()]
+
+
+def test_equal_rows_are_one_cluster() -> None:
+    assert [len(part) for part in clusters(torch.ones(4, 3), 10, seed=0)] == [4]
+    assert [len(part) for part in clusters(torch.ones(1, 3), 10, seed=0)] == [1]

@@ -7,7 +7,8 @@ Deviations: moments are float64 and merge exactly, so a class that comes again h
     Distances come from a Cholesky factor, or from the Woodbury identity where a class has fewer images than
     dimensions, not from pseudo-inverses. V2 is the plain mean of off-diagonal entries. The double shrinkage of the
     released CNN code is its equivalent, (3, 3) once. ``covariance=common`` is the pooled within-class covariance,
-    which classifies linearly; the released one is a mix by class ratios. Preset ``pilot`` correlates the rows of S, as
+    which classifies linearly; ``common_released`` is the released code's: all of a task's images around one mean, old
+    and new mixed by numbers of classes, not shrunk after the first task. Preset ``pilot`` correlates the rows of S, as
     LAMDA-PILOT does, which is singular, and adds 100 to all variances. Left out: training a CNN on the first task from
     scratch, and its Euclidean distances there.
 Use when: features of a frozen backbone are good but classes spread differently. With far fewer images than dimensions
@@ -59,7 +60,9 @@ class FeCAMConfig(TuningConfig):
     normalise: Literal["correlation", "none", "pilot"] = Field(
         "correlation", description="unit diagonal, so that classes compare; pilot is LAMDA-PILOT's singular matrix"
     )
-    covariance: Literal["class", "common"] = Field("class", description="one per class, or one pooled within classes")
+    covariance: Literal["class", "common", "common_released"] = Field(
+        "class", description="one per class, one pooled within classes, or one of all images, tasks mixed by classes"
+    )
     returning: Literal["pooled", "half"] = Field(
         "pooled",
         description="the covariance of a class that comes again: of all its images, or the old one and that "
@@ -97,12 +100,13 @@ class FeCAM(FirstSessionMethod[FeCAMConfig], FeatureMethod[FeCAMConfig]):
             raise ConfigError("FeCAM", "shrink_off_diagonal", must_be, got, hint)
         self.gaussians_ = Gaussians(backbone.dim)  # of t(phi)
         self.raw_sums_ = torch.zeros(0, backbone.dim, dtype=torch.float64)  # of tukey: t(m_c) is of the raw mean
+        self.mixed_ = torch.zeros(0, backbone.dim, dtype=torch.float64)  # Z with ZᵀZ the mix of common_released, (k, d)
         self._metrics: dict[int, tuple[Tensor, Metric]] = {}  # column -> (the tensor it was made from, R_c⁻¹)
 
     def learned_parameters(self) -> int:
         """What adapted, the means and the factors of the scatters."""
         g = self.gaussians_
-        return super().learned_parameters() + g.means.numel() + sum(f.numel() for f in g.factors)
+        return super().learned_parameters() + g.means.numel() + sum(f.numel() for f in [*g.factors, self.mixed_])
 
     def _learn(self, task: Task, rng: torch.Generator) -> None:
         self._adapt_once(task)
@@ -110,6 +114,8 @@ class FeCAM(FirstSessionMethod[FeCAMConfig], FeatureMethod[FeCAMConfig]):
 
     def _learn_features(self, features: Features, columns: Int[Tensor, " n"], rng: torch.Generator) -> None:
         width = len(self.classes_)
+        if self.config.covariance == "common_released":
+            self._mix(features, len(self.gaussians_) / width)
         self.gaussians_.grow(width)
         if self.config.features == "tukey":
             self.raw_sums_ = F.pad(self.raw_sums_, (0, 0, 0, width - len(self.raw_sums_)))
@@ -119,6 +125,15 @@ class FeCAM(FirstSessionMethod[FeCAMConfig], FeatureMethod[FeCAMConfig]):
             if self.config.features == "tukey":
                 here = torch.full((len(rows),), column)
                 self.raw_sums_ = add_class_sums(self.raw_sums_, here, rows, width)
+
+    def _mix(self, features: Features, old: float) -> None:
+        """The covariance of all of a task's images; ``old``: the share of what was known."""
+        whole = Gaussians(self.backbone.dim)
+        whole.grow(1)
+        for rows in features.batches():
+            whole.add(0, self._transformed(rows))
+        z = torch.cat([old**0.5 * self.mixed_, (1 - old) ** 0.5 * whole.deviation(0)])
+        self.mixed_ = torch.linalg.qr(z, mode="r").R
 
     def _transformed(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """t(phi), float64."""
@@ -137,22 +152,25 @@ class FeCAM(FirstSessionMethod[FeCAMConfig], FeatureMethod[FeCAMConfig]):
 
     def _metric(self, column: int) -> Metric:
         """R_c⁻¹ in a form that is quick to apply, made anew when images were added."""
-        g, common = self.gaussians_, self.config.covariance == "common"
-        column, made_from = (-1, g.counts) if common else (column, g.factors[column])  # replaced by every change
+        g, kind, shrink = self.gaussians_, self.config.covariance, True
+        column, made_from = (column, g.factors[column]) if kind == "class" else (-1, g.counts)  # replaced by changes
         known = self._metrics.get(column)
         if known is None or known[0] is not made_from:
-            z = g.pooled_deviation() if common else g.deviation(column)
-            known = self._metrics[column] = (made_from, self._make(z))
+            if kind == "common_released":
+                z, shrink = self.mixed_, self.tasks_seen_ > 1
+            else:
+                z = g.deviation(column) if kind == "class" else g.pooled_deviation()
+            known = self._metrics[column] = (made_from, self._make(z, shrink))
         return known[1]
 
-    def _make(self, z: Float[Tensor, "k d"]) -> Metric:
+    def _make(self, z: Float[Tensor, "k d"], shrink: bool = True) -> Metric:
         """From Z with Σ = ZᵀZ."""
         c, d = self.config, z.shape[1]
         if c.normalise == "pilot":
             s = z.T @ z + PILOT_RIDGE * torch.eye(d, dtype=torch.float64)
             inverse = torch.linalg.pinv(torch.corrcoef(s), rtol=1e-6, hermitian=True)
             return Dense.of_inverse(inverse)
-        a, b = shrinkage(z, c.shrink_diagonal, c.shrink_off_diagonal)
+        a, b = shrinkage(z, c.shrink_diagonal, c.shrink_off_diagonal) if shrink else (0.0, 0.0)
         if b < 0:
             a *= 1 + JITTER  # with equal shrinkages and V2 < 0, S may be singular to rounding
         kind = LowRank if len(z) + 1 < d and a > 0 else Dense

@@ -8,7 +8,7 @@ Deviations: the method as described, not as released. There, the pull towards th
     (``merge_every``), and stored adapters never change; expect other figures than the released logs, which
     ``mos_release`` is for. The head grows, and rows of older classes are out of weight decay's reach while a
     task trains. Gaussians are sampled through factors of float64 scatters. A class that comes again gets one more
-    Gaussian and keeps its first task. Left out: several centroids per class.
+    Gaussian and keeps its first task. With ``gaussian=centroids`` a class has as many samples as without.
 Use when: tasks differ, and one or two adapters per image are affordable, not one per task. Relations: EASE adds up all
     adapters; SLCA aligns heads in the same way, with a normalisation.
 Cost: ``epochs`` training passes per image, one more for its Gaussian and one in A_0's space; a test image passes A_0
@@ -32,7 +32,7 @@ from perdure.data import LabelledImages, Task
 from perdure.memory import FeatureStore
 from perdure.methods.base import Tags, methods
 from perdure.methods.base_adapters import AdapterMethod
-from perdure.modules.gaussians import Gaussians, add_class_counts, add_class_sums
+from perdure.modules.gaussians import Gaussians, add_class_counts, add_class_sums, clusters
 from perdure.modules.heads import GrowingLinear, cosine_scores, linear_scores
 from perdure.modules.losses import own_index_loss
 from perdure.modules.merging import pull_
@@ -41,6 +41,7 @@ from perdure.train.alignment import align
 from perdure.train.loop import train
 from perdure.train.tuning import ImageBatch, TuningConfig, image_epochs, learning
 
+CENTROIDS = 10
 Features = Callable[[int, Tensor], Tensor]  # (task, positions) -> features under that task's adapter
 
 
@@ -68,7 +69,10 @@ class MOSConfig(TuningConfig):
     align_epochs: int = Field(30, ge=0, description="epochs of the head's alignment, of as many steps as classes")
     align_lr: float = Field(0.005, gt=0, description="its peak learning rate, SGD, falling by epoch")
     samples: int = Field(5, ge=1, description="per class and epoch, and per step, in units of batch_size")
-    gaussian: Literal["covariance", "variance"] = Field("covariance", description="what samples vary by")
+    gaussian: Literal["covariance", "variance", "centroids"] = Field(
+        "covariance",
+        description="what samples vary by; centroids: ten means per class (k-means), a variance around each",
+    )
     ridge: float = Field(1e-4, ge=0, description="added to all variances")
     ensemble: bool = Field(True, description="add the scores of class means in the first adapter's space")
 
@@ -96,9 +100,10 @@ class MOS(AdapterMethod[MOSConfig]):
         self.head_ = GrowingLinear(backbone.dim).to(backbone.device)
         self.counts_ = torch.zeros(0, dtype=torch.long)
         self.sums_ = torch.zeros(0, backbone.dim, dtype=torch.float64)  # in A_0's space, (classes, d)
-        self.gaussians_ = Gaussians(backbone.dim)  # one per class and task, under that task's adapter
+        self.gaussians_ = Gaussians(backbone.dim)  # one per class (or centroid) and task, under that task's adapter
         self.slot_columns_: list[int] = []  # of each Gaussian
         self.task_of_: list[int] = []  # of each column: when the class came first
+        self._centroids = CENTROIDS if self.config.gaussian == "centroids" else 1  # per class
 
     def _add_adapter(self, task: int) -> None:
         super()._add_adapter(task)
@@ -116,8 +121,8 @@ class MOS(AdapterMethod[MOSConfig]):
         if task.index and c.align_epochs:
             align(
                 self.head_, self.gaussians_, self.slot_columns_, rng, epochs=c.align_epochs, lr=c.align_lr,
-                weight_decay=c.weight_decay, samples=n, batch_size=n, ridge=c.ridge,
-                diagonal=c.gaussian == "variance",
+                weight_decay=c.weight_decay, samples=-(-n // self._centroids), batch_size=n, ridge=c.ridge,
+                diagonal=c.gaussian != "covariance",
             )  # fmt: skip
 
     def _train_adapter(self, task: Task, columns: Int[Tensor, " n"], rng: torch.Generator) -> None:
@@ -157,9 +162,10 @@ class MOS(AdapterMethod[MOSConfig]):
     def _add_statistics(self, task: Task, columns: Int[Tensor, " n"]) -> None:
         rows, width = self._embedded(task.index, task.train), len(self.classes_)
         for column in columns.unique().tolist():
-            self.gaussians_.grow(len(self.gaussians_) + 1)
-            self.gaussians_.add(len(self.gaussians_) - 1, rows[columns == column])
-            self.slot_columns_ = [*self.slot_columns_, column]
+            for part in clusters(rows[columns == column], self._centroids, self.seed):
+                self.gaussians_.grow(len(self.gaussians_) + 1)
+                self.gaussians_.add(len(self.gaussians_) - 1, part)
+                self.slot_columns_ = [*self.slot_columns_, column]
         self.sums_ = add_class_sums(self.sums_, columns, self._embedded(0, task.train), width)
         self.counts_ = add_class_counts(self.counts_, columns, width)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from perdure.errors import DataError
@@ -207,6 +208,21 @@ def sampled_epoch(
     z, of = torch.cat(drawn), torch.tensor(columns).repeat_interleave(n)
     for positions in torch.randperm(len(z), generator=rng).split(batch_size)[:n_steps]:
         yield z[positions], of[positions]
+
+
+def clusters(rows: Float[Tensor, "n d"], n_clusters: int, seed: int) -> list[Float[Tensor, "k d"]]:
+    """Rows that lie together, by k-means; ``n_clusters`` groups, or as many as there are different rows.
+
+    Args:
+        rows: at least one.
+        n_clusters: 1: all rows are one group.
+        seed: of the first centres.
+    """
+    n_clusters = min(n_clusters, len(rows.unique(dim=0))) if n_clusters > 1 else 1
+    if n_clusters == 1:
+        return [rows]
+    found = torch.from_numpy(KMeans(n_clusters, n_init=1, random_state=seed % 2**32).fit_predict(rows.cpu().numpy()))
+    return [rows[found == k] for k in range(n_clusters)]
 
 
 def tukey(features: Float[Tensor, "n d"], power: float) -> Float[Tensor, "n d"]:
