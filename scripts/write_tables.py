@@ -136,11 +136,13 @@ def representation_table(suffix: str) -> str:
     columns = [(data, figure) for data in IMAGES for figure in list(FIGURES)[:2]]
     lines = _head("method", [f"{IMAGES[data]}: {FIGURES[figure]}" for data, figure in columns])
     shown = [m for m in REPRESENTATION if any(m + suffix in runs[data] for data in IMAGES)]
-    cells = [runs[data][m + suffix] for m in shown for data in IMAGES if m + suffix in runs[data]]
-    seeds = set.intersection(*map(set, cells))  # orders that all were run in: averages depend on the order
+    seeds = {  # of each data set, the orders that all methods were run in: averages depend on the order
+        data: set.intersection(*(set(runs[data][m + suffix]) for m in shown if m + suffix in runs[data]))
+        for data in IMAGES
+    }
     for method in shown:
         orders = {data: runs[data].get(method + suffix, {}) for data in IMAGES}
-        found = [[orders[data][seed][figure] for seed in seeds & orders[data].keys()] for data, figure in columns]
+        found = [[orders[data][seed][figure] for seed in seeds[data] & orders[data].keys()] for data, figure in columns]
         lines.append(_row(f"`{method}`", [_mean(values) if values else "–" for values in found]))
     return "\n".join(lines)
 
