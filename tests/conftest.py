@@ -7,11 +7,14 @@ import socket
 from pathlib import Path
 
 import pytest
+from jaxtyping import config, install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is: test processes that share cores must not fight over them
 
-from perdure import Backbone, FeatureStore
+install_import_hook("perdure", "shapes.checked")  # every call in a test keeps to the shapes its signature tells
+
+from perdure import Backbone, FeatureStore  # noqa: E402
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -34,6 +37,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(f"tests must not use the network, but one connects to {address!r}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def any_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions meet values of wrong shapes, which they refuse by themselves."""
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

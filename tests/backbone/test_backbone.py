@@ -88,6 +88,7 @@ def test_every_image_is_counted_once(backbone: Backbone) -> None:
     assert backbone.passes.images == 6
 
 
+@pytest.mark.usefixtures("any_shape")
 @pytest.mark.parametrize("shape", [(3, 160, 160), (2, 1, 160, 160), (2, 160, 160, 3), (1, 4), (0,)])
 def test_images_must_be_a_batch_of_rgb(shape: tuple[int, ...], backbone: Backbone) -> None:
     with pytest.raises(ShapeError) as error:
@@ -96,6 +97,7 @@ def test_images_must_be_a_batch_of_rgb(shape: tuple[int, ...], backbone: Backbon
     assert backbone.passes.images == 0
 
 
+@pytest.mark.usefixtures("any_shape")
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.int8])
 def test_images_must_be_pixels_or_floating_point(dtype: torch.dtype, backbone: Backbone) -> None:
     with pytest.raises(ShapeError, match=rf"uint8 pixels or floating point, but got '{dtype}'\. Convert"):

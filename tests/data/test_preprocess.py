@@ -60,6 +60,7 @@ def test_floating_point_images_count_as_normalised() -> None:
     assert torch.equal(Preprocess(4).normalise(images), images.float())
 
 
+@pytest.mark.usefixtures("any_shape")
 @pytest.mark.parametrize("shape", [(3, 4, 4), (2, 1, 4, 4)])
 def test_normalise_refuses_what_is_no_batch_of_rgb_images(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError) as caught:

@@ -74,6 +74,7 @@ def test_matrix_from_predictions_of_increment_one() -> None:
     assert a.counts.tolist() == [2, 1]
 
 
+@pytest.mark.usefixtures("any_shape")
 def test_a_matrix_must_be_square() -> None:
     with pytest.raises(ShapeError, match=r"\(2, 3\)"):
         AccuracyMatrix(np.zeros((2, 3)), np.array([1, 1]))

@@ -137,6 +137,7 @@ def test_nothing_is_predicted_before_the_first_task(
         fresh.predict(images)
 
 
+@pytest.mark.usefixtures("any_shape")
 @pytest.mark.parametrize("shape", [(3, 160, 160), (2, 1, 160, 160), (2, 160, 160, 3)])
 def test_images_must_be_a_batch_of_rgb(backbone: Backbone, stream: Stream, shape: tuple[int, ...]) -> None:
     method = SimpleCIL(backbone).fit_task(stream[0])

@@ -144,6 +144,7 @@ def test_a_subtracted_class_leaves_an_empty_column(h: torch.Tensor, y: torch.Ten
     torch.testing.assert_close(sums[:, :2], h[rest].T @ y[rest][:, :2])
 
 
+@pytest.mark.usefixtures("any_shape")
 def test_what_cannot_be_merged_is_refused(h: torch.Tensor, y: torch.Tensor) -> None:
     mine = pair(h, y)
     with pytest.raises(ShapeError, match=r"must be \(121, 11\), but got \(81, 9\)\. Lift both"):

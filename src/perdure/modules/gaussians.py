@@ -210,7 +210,7 @@ def sampled_epoch(
         yield z[positions], of[positions]
 
 
-def clusters(rows: Float[Tensor, "n d"], n_clusters: int, seed: int) -> list[Float[Tensor, "k d"]]:
+def clusters(rows: Float[Tensor, "n d"], n_clusters: int, seed: int) -> list[Float[Tensor, "_ d"]]:
     """Rows that lie together, by k-means; ``n_clusters`` groups, or as many as there are different rows.
 
     Args:

@@ -1,0 +1,36 @@
+"""The checks of shapes do check: see shapes.py and conftest.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from jaxtyping import Float, TypeCheckError, jaxtyped
+from torch import Tensor
+
+from perdure.modules.gaussians import add_class_counts, add_class_sums
+from shapes import checked
+
+
+def test_the_package_is_held_to_its_shapes() -> None:
+    columns = torch.zeros(3, dtype=torch.long)
+    with pytest.raises(TypeCheckError, match="features"):
+        add_class_sums(torch.zeros(1, 2), columns, torch.zeros(4, 2), 1)
+    with pytest.raises(TypeCheckError, match="columns"):
+        add_class_counts(torch.zeros(1, dtype=torch.long), torch.zeros(3), 1)
+
+
+@pytest.mark.usefixtures("any_shape")
+def test_unless_a_test_says_otherwise() -> None:
+    assert len(add_class_sums(torch.zeros(1, 2).double(), torch.zeros(3, dtype=torch.long), torch.zeros(4, 2)[:3], 1))
+
+
+def test_shapes_inside_of_other_types() -> None:
+    @jaxtyped(typechecker=checked)
+    def paired(pair: tuple[Float[Tensor, " n"], int], more: list[Float[Tensor, " n"]] | None) -> Float[Tensor, " n"]:
+        return pair[0][: 1 if more else None]
+
+    x, y = torch.zeros(2), torch.zeros(3)
+    assert torch.equal(paired((x, 1), None), x)
+    for pair, more in (((x, 1), [x, y]), ((x, 1), [x]), ((x, 1, 2), None)):  # an argument, the result, a pair
+        with pytest.raises(TypeCheckError):
+            paired(pair, more)  # type: ignore[arg-type]
