@@ -39,6 +39,12 @@ SEARCHES: dict[str, tuple[str, dict[str, Any], dict[str, list[Any]]]] = {
     "aper_vpt_deep": ("aper", {"variant": "vpt_deep", **STILL}, RATES),
     "aper_ssf": ("aper", {"variant": "ssf", **STILL}, RATES),
     "aper_adapter": ("aper", {"variant": "adapter", **STILL}, RATES),
+    "ranpac": ("ranpac", {"projection_dim": 2000}, {}),
+    "ranpac_ssf": (
+        "ranpac",
+        {"projection_dim": 2000, "adapt": "ssf", "epochs": 5, **STILL},
+        {"lr": [0.001, 0.01, 0.05]},
+    ),
     "fecam": ("fecam", {}, {"shrink_diagonal": [1.0, 3.0, 10.0, 30.0], "shrink_off_diagonal": [0.0, 1.0]}),
     "slca": ("slca", {"batch_size": 16, "epochs": 10, "milestone": 9}, {"lr": [0.01, 0.1], "slow": [0.001, 0.01, 0.1]}),
     "ease": ("ease", STILL, RATES),
@@ -48,7 +54,7 @@ SEARCHES: dict[str, tuple[str, dict[str, Any], dict[str, list[Any]]]] = {
         {"lr": [0.05, 0.2, 1.0], "head_lr": [0.1, 1.0], "align_lr": [0.005, 0.05]},
     ),
 }
-CNN = ("simplecil", "aper_finetune", "aper_ssf", "fecam", "slca")
+CNN = ("simplecil", "aper_finetune", "aper_ssf", "ranpac", "ranpac_ssf", "fecam", "slca")
 
 
 def settings(variant: str) -> list[dict[str, Any]]:
