@@ -1,12 +1,14 @@
-"""Why adapting to the first task gains so little here: APER on Caltech-101 with first tasks of 10, 51 and all classes.
+"""What adapting to the first task gains by that task's size: APER with first tasks of few, half and all classes.
 
     python benchmarks/explain_first_session.py [--bases 10 51 101] [--variants adapter vpt_shallow]
     python benchmarks/explain_first_session.py --variants vpt_shallow --bases 10 --set lr=1e-9 --name untrained
+    python benchmarks/explain_first_session.py --data cifar10 --variants finetune_lite0 --bases 2 6 --order 1994
 
-Everything else is the recipe's (recipes/caltech101/aper_VARIANT_default.yaml, order 1993). Per first task: last
-accuracy with [frozen; adapted] features (the method), with the frozen half alone (SimpleCIL) and with the adapted
-half alone; the mean cosine between an image's frozen and adapted feature; and how well the first task's own test
-images are told apart by each. Finished rows are kept. Writes benchmarks/results/explain_first_session.json.
+Everything else is the recipe's (recipes/DATA/aper_VARIANT_default.yaml; aper_VARIANT.yaml for VARIANT_lite0). Per first
+task: last accuracy with [frozen; adapted] features (the method), with the frozen half alone (SimpleCIL) and
+with the adapted half alone; the mean cosine between an image's frozen and adapted feature, and the ratio of their
+lengths; and how well the first task's own test images are told apart by each. Finished rows are kept. Writes
+benchmarks/results/explain_first_session.json.
 """
 
 from __future__ import annotations
@@ -25,16 +27,18 @@ from perdure.run.recipe import load_recipe
 from perdure.run.summary import machine, now, versions
 
 RESULTS = Path(__file__).parent / "results" / "explain_first_session.json"
-CLASSES = 101
+INCREMENT = {"caltech101": 10, "cifar10": 2}  # of the later tasks
+CLASSES = {"caltech101": 101, "cifar10": 10}
 
 
-def row(variant: str, base: int, overrides: list[str]) -> dict[str, float]:
+def row(data: str, variant: str, base: int, order: int, overrides: list[str]) -> dict[str, float]:
     """One first task's figures."""
     set_, store = [f"method.{override}" for override in overrides], FeatureStore()
-    recipe = load_recipe(Path(f"recipes/caltech101/aper_{variant}_default.yaml"), set_)
-    cut = {"base": base, "increment": 10} if base < CLASSES else {"tasks": 1}
-    stream = load_stream(recipe.stream.data, order_seed=1993, **cut)
-    method = methods.get("aper")(Backbone.load("default"), recipe.method, store=store)
+    name = variant.removesuffix("_lite0") if variant.endswith("_lite0") else f"{variant}_default"
+    recipe = load_recipe(Path(f"recipes/{data}/aper_{name}.yaml"), set_)
+    cut = {"base": base, "increment": INCREMENT[data]} if base < CLASSES[data] else {"tasks": 1}
+    stream = load_stream(recipe.stream.data, order_seed=order, **cut)
+    method = methods.get("aper")(Backbone.load(recipe.backbone.name), recipe.method, store=store)
     for task in stream:
         method.fit_task(task)
     tests = [stream.test(i) for i in range(len(stream))]
@@ -52,14 +56,17 @@ def row(variant: str, base: int, overrides: list[str]) -> dict[str, float]:
         told[half] = float((s.argmax(1) == labels).double().mean())
         told[f"{half}, first task alone"] = float((s[own, :base].argmax(1) == labels[own]).double().mean())
     told["cosine"] = float(F.cosine_similarity(f["frozen"], f["adapted"]).mean())
+    told["length"] = float((f["adapted"].norm(dim=1) / f["frozen"].norm(dim=1)).mean())
     return {name: round(value, 4) for name, value in told.items()}
 
 
 def main() -> None:
     """Fills the rows that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bases", nargs="+", type=int, default=[10, 51, CLASSES])
+    parser.add_argument("--data", default="caltech101", choices=list(CLASSES))
+    parser.add_argument("--bases", nargs="+", type=int, default=[10, 51, 101])
     parser.add_argument("--variants", nargs="+", default=["adapter", "vpt_shallow"])
+    parser.add_argument("--order", type=int, default=1993, help="class order seed")
     parser.add_argument("--set", nargs="+", default=[], help="other settings than the recipe's")
     parser.add_argument("--name", default="", help="of those settings")
     args = parser.parse_args()
@@ -68,9 +75,10 @@ def main() -> None:
     report |= {"command": "python benchmarks/explain_first_session.py", "date": now(), "versions": versions()}
     report["machine"] = machine(Backbone.load("default"))
     for variant in args.variants:
-        rows = report["rows"].setdefault(" ".join(filter(None, [variant, args.name])), {})
+        about = "" if args.data == "caltech101" else f"{args.data}, order {args.order}:"
+        rows = report["rows"].setdefault(" ".join(filter(None, [about, variant, args.name])), {})
         for base in [b for b in args.bases if str(b) not in rows]:
-            rows[str(base)] = row(variant, base, args.set)
+            rows[str(base)] = row(args.data, variant, base, args.order, args.set)
             print(variant, args.name, base, rows[str(base)], flush=True)
             RESULTS.write_text(json.dumps(report, indent=1) + "\n")
 
