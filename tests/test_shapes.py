@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, TypeCheckError, jaxtyped
 from torch import Tensor
 
-from perdure.modules.gaussians import add_class_counts, add_class_sums
+from perdure.modules.gaussians import add_class_counts, add_class_sums, tukey
 from shapes import checked
 
 
@@ -17,11 +17,13 @@ def test_the_package_is_held_to_its_shapes() -> None:
         add_class_sums(torch.zeros(1, 2), columns, torch.zeros(4, 2), 1)
     with pytest.raises(TypeCheckError, match="columns"):
         add_class_counts(torch.zeros(1, dtype=torch.long), torch.zeros(3), 1)
+    with pytest.raises(TypeCheckError, match="features"):
+        tukey(torch.ones(3), 0.5)
 
 
 @pytest.mark.usefixtures("any_shape")
 def test_unless_a_test_says_otherwise() -> None:
-    assert len(add_class_sums(torch.zeros(1, 2).double(), torch.zeros(3, dtype=torch.long), torch.zeros(4, 2)[:3], 1))
+    assert len(tukey(torch.ones(3), 0.5)) == 3
 
 
 def test_shapes_inside_of_other_types() -> None:

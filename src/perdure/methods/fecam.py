@@ -8,7 +8,7 @@ Deviations: moments are float64 and merge exactly, so a class that comes again h
     dimensions, not from pseudo-inverses. V2 is the plain mean of off-diagonal entries. The double shrinkage of the
     released CNN code is its equivalent, (3, 3) once. ``covariance=common`` is the pooled within-class covariance,
     which classifies linearly; ``common_released`` is the released code's: all of a task's images around one mean, old
-    and new mixed by numbers of classes, not shrunk after the first task. Preset ``pilot`` correlates the rows of S, as
+    and new mixed by numbers of classes, shrunk from the second task on. Preset ``pilot`` correlates the rows of S, as
     LAMDA-PILOT does, which is singular, and adds 100 to all variances. Left out: training a CNN on the first task from
     scratch, and its Euclidean distances there.
 Use when: features of a frozen backbone are good but classes spread differently. With far fewer images than dimensions
