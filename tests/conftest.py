@@ -7,12 +7,14 @@ import socket
 from pathlib import Path
 
 import pytest
-from jaxtyping import config, install_import_hook
+from jaxtyping import config
+
+from shapes import hold
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is: test processes that share cores must not fight over them
 
-install_import_hook("perdure", "shapes.checked")  # every call in a test keeps to the shapes its signature tells
+hold("perdure")  # every call in a test keeps to the shapes its signature tells
 
 from perdure import Backbone, FeatureStore  # noqa: E402
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from jaxtyping import Float, TypeCheckError, jaxtyped
+from jaxtyping import Float, TypeCheckError
 from torch import Tensor
 
 from perdure.modules.gaussians import add_class_counts, add_class_sums, tukey
@@ -27,7 +27,7 @@ def test_unless_a_test_says_otherwise() -> None:
 
 
 def test_shapes_inside_of_other_types() -> None:
-    @jaxtyped(typechecker=checked)
+    @checked
     def paired(pair: tuple[Float[Tensor, " n"], int], more: list[Float[Tensor, " n"]] | None) -> Float[Tensor, " n"]:
         return pair[0][: 1 if more else None]
 

@@ -25,17 +25,17 @@ from perdure.run.selection import SELECTION_FILE
 from perdure.train.runtime import peak_rss_bytes
 
 SMALL = ["backbone.name=test_vit", "backbone.pretrained=false", "backbone.device=cpu"]
-METHOD_SETTINGS = {
-    "ranpac": ["method.projection_dim=64"],
-    "finetune": ["method.epochs=1"],
-    "joint": ["method.epochs=3"],
-    "l2p": ["method.epochs=1"],
-}
+
+
+def settings(method: str) -> list[str]:
+    """Few passes over the images, unless a test says otherwise."""
+    small = {"joint": {"epochs": 3}, "l2p": {"epochs": 1}}.get(method, methods.get(method).tags.small)
+    return [f"method.{name}={json.dumps(value)}" for name, value in small.items()]
 
 
 def recipe(method: str = "simplecil", *more: str) -> Any:
     base = ["stream.data=synthetic", "stream.tasks=3", *SMALL, f"method.name={method}"]
-    return load_recipe(None, [*base, *METHOD_SETTINGS.get(method, []), *more])
+    return load_recipe(None, [*base, *settings(method), *more])
 
 
 def arrays(run: Path) -> dict[str, Any]:
@@ -97,21 +97,22 @@ def test_a_method_that_trains_its_backbone_pays_for_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", methods.names())
-@pytest.mark.parametrize("stop_after", [1, 2])
-def test_resumed_equals_straight(name: str, stop_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_equals_straight(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = tmp_path / "straight"
     Runner(recipe(name), straight).run()
     original = Method.fit_task
+    for stop_after in (1, 2):
 
-    def dies(self: Method[Any], task: Any) -> Any:
-        if task.index == stop_after:
-            raise KeyboardInterrupt
-        return original(self, task)
+        def dies(self: Method[Any], task: Any, *, at: int = stop_after) -> Any:
+            if task.index == at:
+                raise KeyboardInterrupt
+            return original(self, task)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Method, "fit_task", dies)
-        with pytest.raises(KeyboardInterrupt):
-            Runner(recipe(name), tmp_path / "run").run()
+        with monkeypatch.context() as patch:
+            patch.setattr(Method, "fit_task", dies)
+            with pytest.raises(KeyboardInterrupt):
+                Runner(recipe(name), tmp_path / "run").run()
+        assert len(list((tmp_path / "run" / "tasks").glob("[0-9]*"))) == stop_after
     results = Runner(recipe(name), tmp_path / "run").run()
     assert same(arrays(straight), arrays(tmp_path / "run"))
     assert results.metrics == read_results(straight).metrics
@@ -126,7 +127,7 @@ def test_a_killed_process_leaves_whole_tasks_and_resumes(tmp_path: Path) -> None
         "    if e['event'] == 'task_started' and e['task'] == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
         "Runner(load_recipe(None, sys.argv[2:]), Path(sys.argv[1]), on_event=event).run()\n"
     )
-    overrides = ["stream.data=synthetic", "stream.tasks=3", *SMALL, "method.name=joint", *METHOD_SETTINGS["joint"]]
+    overrides = ["stream.data=synthetic", "stream.tasks=3", *SMALL, "method.name=joint", *settings("joint")]
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run"), *overrides], check=False)
     assert run.returncode == -signal.SIGKILL
     assert sorted(p.name for p in (tmp_path / "run" / "tasks").iterdir()) == ["000", "001"]
