@@ -2,7 +2,8 @@
 
     python benchmarks/explain_first_session.py [--bases 10 51 101] [--variants adapter vpt_shallow]
     python benchmarks/explain_first_session.py --variants vpt_shallow --bases 10 --set lr=1e-9 --name untrained
-    python benchmarks/explain_first_session.py --data cifar10 --variants finetune_lite0 --bases 2 6 --order 1994
+    python benchmarks/explain_first_session.py --data cifar10 --variants finetune_lite0 --bases 2 --order 1994
+        --set lr=0.01 --name "lr 0.01"
 
 Everything else is the recipe's (recipes/DATA/aper_VARIANT_default.yaml; aper_VARIANT.yaml for VARIANT_lite0). Per first
 task: last accuracy with [frozen; adapted] features (the method), with the frozen half alone (SimpleCIL) and

@@ -32,20 +32,16 @@ JOINT = {"lr": [3e-4, 1e-3, 3e-3], "epochs": [5, 20, 50]}
 SEARCHES = {"joint": (JOINT, "last_accuracy", 10), "finetune": (FINETUNE, "learning_accuracy", 3)}
 
 
-def held_out_stream(data: str, n_tasks: int, of: int = 10) -> Stream:
-    """The first ``n_tasks`` of ``of`` tasks, whose tests are a fifth of the training images."""
+def held_out_stream(data: str, n_tasks: int, of: int = 10, order: int = 1993, per_class: int | None = None) -> Stream:
+    """The first ``n_tasks`` of ``of`` tasks, whose tests are a fifth of the (at most ``per_class``) training images."""
     whole = load_dataset(data)
     rng, images = np.random.default_rng(0), whole.train
-    held = np.concatenate(
-        [
-            rng.permutation(mine)[: len(mine) // 5]
-            for mine in (np.flatnonzero(images.labels == c) for c in images.classes)
-        ]
-    )
-    fit = np.setdiff1d(np.arange(len(images)), held)
+    drawn = [rng.permutation(np.flatnonzero(images.labels == c))[:per_class] for c in images.classes]
+    held = np.concatenate([mine[: len(mine) // 5] for mine in drawn])
+    fit = np.setdiff1d(np.concatenate(drawn), held)
     split = dc.replace(whole, train=images.subset(fit), test=images.subset(np.sort(held)))
     sizes = task_sizes(len(split.class_names), tasks=of)
-    stream = class_incremental(split, sizes, order_classes(split.class_names, seed=1993))
+    stream = class_incremental(split, sizes, order_classes(split.class_names, seed=order))
     tests = [stream.test(i) for i in range(n_tasks)]
     return Stream(stream[:n_tasks], tests, stream.class_names, {"search": n_tasks})
 

@@ -2,10 +2,13 @@
 
     python benchmarks/search_representation.py [--data ../shared/data/caltech101 --tasks 10] [--first 3]
         [--backbones default efficientnet_lite0] [--methods aper_adapter ...] [--workers 2]
+    python benchmarks/search_representation.py --data ../shared/data/cifar10 --tasks 5 --first 5 --orders 1993 1994
+        --backbones efficientnet_lite0 --methods aper_finetune --only epochs=5
 
 A fifth of each class's training images is held out, as in search_baselines.py; settings are judged by the accuracy on
-it after the first tasks of the stream, beside SimpleCIL's. Each setting runs in a process of one thread. Finished rows
-are added to benchmarks/results/search_representation.json at once, so a search that was stopped goes on.
+it after the first tasks of the stream, beside SimpleCIL's; with several class orders, by the mean over them. Each
+setting runs in a process of one thread. Finished rows are added to benchmarks/results/search_representation.json at
+once, so a search that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 from search_baselines import held_out_stream, learned
 
 from perdure import Backbone, FeatureStore, methods, tune_allocator
@@ -31,13 +35,15 @@ from perdure.run.summary import machine, now, versions
 RESULTS = Path(__file__).parent / "results" / "search_representation.json"
 STILL = {"batch_size": 16, "min_scale": 1.0, "flip": False}  # views that do not change: a stem's output is stored
 RATES: dict[str, list[Any]] = {"lr": [0.05, 0.2, 1.0], "epochs": [5, 20]}
+FINE: dict[str, list[Any]] = {"lr": [0.0001, 0.001, 0.01], "epochs": [5, 20]}  # of all weights
+FACTORS: dict[str, list[Any]] = {"lr": [0.001, 0.01, 0.05, 0.2, 1.0], "epochs": [5, 20]}
 BOTH = ("default", "efficientnet_lite0")
 SEARCHES: dict[str, tuple[str, dict[str, Any], dict[str, list[Any]]]] = {
     "simplecil": ("simplecil", {}, {}),
-    "aper_finetune": ("aper", {"variant": "finetune", "batch_size": 16}, {"lr": [0.001, 0.01], "epochs": [5, 20]}),
+    "aper_finetune": ("aper", {"variant": "finetune", "batch_size": 16}, FINE),
     "aper_vpt_shallow": ("aper", {"variant": "vpt_shallow", **STILL}, RATES),
     "aper_vpt_deep": ("aper", {"variant": "vpt_deep", **STILL}, RATES),
-    "aper_ssf": ("aper", {"variant": "ssf", **STILL}, RATES),
+    "aper_ssf": ("aper", {"variant": "ssf", **STILL}, FACTORS),
     "aper_adapter": ("aper", {"variant": "adapter", **STILL}, RATES),
     "ranpac": ("ranpac", {"projection_dim": 2000}, {}),
     "ranpac_ssf": (
@@ -66,16 +72,21 @@ def settings(variant: str) -> list[dict[str, Any]]:
     return points
 
 
-def score(data: str, tasks: int, first: int, backbone: str, variant: str, setting: dict[str, Any]) -> dict[str, Any]:
+def score(
+    cut: dict[str, Any], orders: list[int], backbone: str, variant: str, setting: dict[str, Any]
+) -> dict[str, Any]:
     """One setting's row: accuracy on held-out images after every task, over all classes so far, and seconds."""
     tune_allocator()
-    stream, model = held_out_stream(data, first, tasks), Backbone.load(backbone)
+    model = Backbone.load(backbone)
     name, common, _ = SEARCHES[variant]
-    kind = methods.get(name)
-    method, start = kind(model, kind.Config(**common, **setting), store=FeatureStore()), time.perf_counter()
-    seen = accuracy_over_samples(learned(method, stream))
-    seconds = round(time.perf_counter() - start, 1)
-    return {**setting, "accuracy": [round(float(a), 4) for a in seen], "seconds": seconds, "device": model.device.type}
+    kind, seen, start = methods.get(name), [], time.perf_counter()
+    for order in orders:
+        method = kind(model, kind.Config(**common, **setting), store=FeatureStore())
+        seen.append(accuracy_over_samples(learned(method, held_out_stream(**cut, order=order))))
+    row = {**setting, "accuracy": [round(float(a), 4) for a in np.mean(seen, axis=0)]}
+    if len(orders) > 1:
+        row["last, each order"] = [round(float(one[-1]), 4) for one in seen]
+    return {**row, "seconds": round(time.perf_counter() - start, 1), "device": model.device.type}
 
 
 def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -83,9 +94,10 @@ def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
     top = max(
         rows, key=lambda row: (row["accuracy"][-1], -row.get("epochs", 0), *(-row.get(k, 0) for k in row if k in SMALL))
     )
-    return {k: v for k, v in top.items() if k not in ("accuracy", "seconds", "device")}
+    return {k: v for k, v in top.items() if k not in FOUND}
 
 
+FOUND = ("accuracy", "last, each order", "seconds", "device")
 SMALL = ("lr", "slow", "head_lr", "align_lr", "shrink_diagonal", "shrink_off_diagonal")
 
 
@@ -95,6 +107,9 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data/caltech101")
     parser.add_argument("--tasks", type=int, default=10, help="into which the stream is cut")
     parser.add_argument("--first", type=int, default=3, help="tasks that are learned")
+    parser.add_argument("--per-class", type=int, help="training images of each class, all by default")
+    parser.add_argument("--orders", nargs="+", type=int, default=[1993], help="class orders")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME=VALUE", help="points of the grids with these")
     parser.add_argument("--backbones", nargs="+", default=list(BOTH), choices=BOTH)
     parser.add_argument("--methods", nargs="+", default=list(SEARCHES), choices=list(SEARCHES))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
@@ -105,6 +120,12 @@ def main() -> None:
     here_now = machine(Backbone.load("default"))
     report.setdefault("machines", {})[here_now["device"]] = here_now  # each row says which device it was found on
     searched = f"{Path(args.data).name}, first {args.first} of {args.tasks} tasks"
+    if args.per_class:
+        searched += f", {args.per_class} images per class"
+    if args.orders != [1993]:
+        searched += f", orders {' '.join(map(str, args.orders))}"
+    cut = {"data": args.data, "n_tasks": args.first, "of": args.tasks, "per_class": args.per_class}
+    only = {name: float(value) for name, value in (one.split("=") for one in args.only)}
     here: dict[str, Any] = report["data"].setdefault(searched, {})
     with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
         jobs: dict[Future[dict[str, Any]], tuple[str, str]] = {}
@@ -114,8 +135,8 @@ def main() -> None:
             _, common, grid = SEARCHES[variant]
             found = here.setdefault(backbone, {}).setdefault(variant, {"common": common, "rows": []})
             known = [{k: row.get(k) for k in grid} for row in found["rows"]]
-            for setting in [s for s in settings(variant) if s not in known]:
-                job = pool.submit(score, args.data, args.tasks, args.first, backbone, variant, setting)
+            for setting in [s for s in settings(variant) if s not in known and {**s, **only} == s]:
+                job = pool.submit(score, cut, args.orders, backbone, variant, setting)
                 jobs[job] = backbone, variant
         for job in as_completed(jobs):
             backbone, variant = jobs[job]
