@@ -33,7 +33,10 @@ SEARCHES = {"joint": (JOINT, "last_accuracy", 10), "finetune": (FINETUNE, "learn
 
 
 def held_out_stream(data: str, n_tasks: int, of: int = 10, order: int = 1993, per_class: int | None = None) -> Stream:
-    """The first ``n_tasks`` of ``of`` tasks, whose tests are a fifth of the (at most ``per_class``) training images."""
+    """The first ``n_tasks`` of ``of`` tasks of class order ``order``; tests are a fifth of the training images.
+
+    Of each class ``per_class`` training images are used, all by default.
+    """
     whole = load_dataset(data)
     rng, images = np.random.default_rng(0), whole.train
     drawn = [rng.permutation(np.flatnonzero(images.labels == c))[:per_class] for c in images.classes]

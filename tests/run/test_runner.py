@@ -27,7 +27,7 @@ from perdure.train.runtime import peak_rss_bytes
 SMALL = ["backbone.name=test_vit", "backbone.pretrained=false", "backbone.device=cpu"]
 
 
-def settings(method: str) -> list[str]:
+def small_settings(method: str) -> list[str]:
     """Few passes over the images, unless a test says otherwise."""
     small = {"joint": {"epochs": 3}, "l2p": {"epochs": 1}}.get(method, methods.get(method).tags.small)
     return [f"method.{name}={json.dumps(value)}" for name, value in small.items()]
@@ -35,7 +35,7 @@ def settings(method: str) -> list[str]:
 
 def recipe(method: str = "simplecil", *more: str) -> Any:
     base = ["stream.data=synthetic", "stream.tasks=3", *SMALL, f"method.name={method}"]
-    return load_recipe(None, [*base, *settings(method), *more])
+    return load_recipe(None, [*base, *small_settings(method), *more])
 
 
 def arrays(run: Path) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def test_a_killed_process_leaves_whole_tasks_and_resumes(tmp_path: Path) -> None
         "    if e['event'] == 'task_started' and e['task'] == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
         "Runner(load_recipe(None, sys.argv[2:]), Path(sys.argv[1]), on_event=event).run()\n"
     )
-    overrides = ["stream.data=synthetic", "stream.tasks=3", *SMALL, "method.name=joint", *settings("joint")]
+    overrides = ["stream.data=synthetic", "stream.tasks=3", *SMALL, "method.name=joint", *small_settings("joint")]
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run"), *overrides], check=False)
     assert run.returncode == -signal.SIGKILL
     assert sorted(p.name for p in (tmp_path / "run" / "tasks").iterdir()) == ["000", "001"]
