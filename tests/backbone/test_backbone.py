@@ -72,6 +72,48 @@ def test_an_image_has_the_same_features_in_any_batch(name: str) -> None:
     assert len({tuple(row) for row in whole.tolist()}) == 9
 
 
+@pytest.mark.parametrize("name", ["default", "efficientnet_lite0"])
+def test_a_built_in_backbones_features_are_the_same_bits_in_any_batch(name: str) -> None:
+    backbone, images = Backbone.load(name, device="cpu"), pixels(17, 224)
+    whole = backbone.features(images)
+    assert torch.equal(backbone.features(images[:16]), whole[:16])
+    for size in (1, 2, 7, 8, 15):
+        assert torch.equal(backbone.features(images[:size]), whole[:size]), size
+    if backbone.has_stem:
+        patches = backbone.embed_tokens(images).flatten(1)
+        assert torch.equal(backbone.embed_tokens(images[:3]).flatten(1), patches[:3])
+        assert torch.equal(backbone.features_of_patches(patches), whole)
+        assert torch.equal(backbone.features_of_patches(patches[16:]), whole[16:])
+
+
+def test_on_a_cpu_images_pass_a_few_at_a_time_and_a_single_one_is_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, sizes = random_backbone(), []
+    stock = backbone.model.patch_embed.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return stock(x)
+
+    monkeypatch.setattr(backbone.model.patch_embed, "forward", forward)
+    images = pixels(2 * backbone.batch_size + 1)
+    features = backbone.features(images)
+    assert sizes == [8, 8, 2]
+    assert backbone.passes.images == 17
+    patches = backbone.embed_tokens(images)
+    assert sizes[3:] == [8, 8, 2]
+    assert backbone.passes.images == 17
+    assert torch.equal(backbone.features_of_patches(patches.flatten(1)), features)
+    assert backbone.passes.images == 2 * 17
+
+
+def test_elsewhere_all_images_pass_at_once() -> None:
+    backbone = random_backbone()
+    backbone.device = torch.device("meta")  # only asked for
+    rows = torch.zeros(300, 2)
+    assert backbone.batch_size == 256
+    assert backbone.in_batches(lambda part: torch.full((len(part),), len(part)), rows).tolist() == [300] * 300
+
+
 def test_normalised_images_are_taken_as_they_are(backbone: Backbone) -> None:
     images = pixels(2)
     normalised = backbone.preprocess.normalise(images)
@@ -276,7 +318,7 @@ def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch) ->
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     backbone = Backbone.load("test_vit", pretrained=False)
     assert backbone.device.type == best
-    assert backbone.batch_size == (16 if best == "cpu" else 256)
+    assert backbone.batch_size == (8 if best == "cpu" else 256)
 
 
 # --- fingerprint ---

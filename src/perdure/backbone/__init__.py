@@ -1,8 +1,9 @@
 """Stock pretrained models behind one small interface."""
 
-from perdure.backbone.backbone import BUILT_IN, Backbone, Passes
+from perdure.backbone.backbone import BUILT_IN, Backbone
 from perdure.backbone.insertable import Insertable
 from perdure.backbone.names import BareNameWarning
+from perdure.backbone.passes import Passes
 from perdure.backbone.seats import SEATS, Insertion, PromptTokens, Site
 from perdure.backbone.vit import Prompt, TokenOutput
 

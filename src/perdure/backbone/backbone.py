@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses as dc
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
@@ -22,27 +21,17 @@ from perdure.backbone.device import device_of, exact_convolutions
 from perdure.backbone.insertable import Insertable
 from perdure.backbone.lite0 import load_lite0
 from perdure.backbone.names import full_timm_name
+from perdure.backbone.passes import CPU_BATCH, Passes, finite, in_cpu_batches
 from perdure.backbone.vit import Prompt, TokenOutput, check_vit, embed_patches, walk
 from perdure.backbone.weights import load_weights, timm_model
 from perdure.data.preprocess import Preprocess, preprocess_from_config
-from perdure.errors import BackboneError, ConfigError, NonFiniteError
+from perdure.errors import BackboneError, ConfigError
 
 PRECISIONS: Final = {"float32": None, "bfloat16": torch.bfloat16}
 BUILT_IN: Final[dict[str, Callable[[], tuple[nn.Module, Preprocess]]]] = {
     "default": load_default,
     "efficientnet_lite0": load_lite0,
 }
-
-
-@dc.dataclass(slots=True)
-class Passes:
-    """How many images went through a backbone and its copies."""
-
-    images: int = 0
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Passes:
-        """Copies of a backbone count together."""
-        return self
 
 
 class Backbone(Insertable):
@@ -147,14 +136,15 @@ class Backbone(Insertable):
 
     @property
     def batch_size(self) -> int:
-        """Images per frozen forward pass that suit the device."""
-        return 16 if self.device.type == "cpu" else 256
+        """Images per frozen forward pass: few enough, on a CPU, that features do not depend on their number."""
+        return CPU_BATCH if self.device.type == "cpu" else 256
 
     def features(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Pooled features without gradient, float32.
 
-        An image's features do not depend on its batch, to the last bit where the kernels allow it: on a CPU a batch
-        of one is doubled, because a single-image convolution takes another kernel whose last bits differ.
+        An image's features do not depend on its batch, to the last bit where the kernels allow it: on a CPU images
+        pass ``batch_size`` at a time and a single one is doubled, because convolutions and matrix products take other
+        kernels for one image and for 16 or more, whose last bits differ.
 
         Args:
             images: uint8 pixels of the eval view, or floating point already normalised.
@@ -164,12 +154,8 @@ class Backbone(Insertable):
             NonFiniteError: with the position of the first image whose features are not finite.
         """
         x = self.preprocess.normalise(images.to(self.device))
-        if not len(x):
-            return torch.zeros(0, self.dim, device=self.device)
-        alone = len(x) == 1 and self.device.type == "cpu"
-        self.passes.images -= alone  # the double is not an image of the user's
         with torch.no_grad():
-            return _finite(self.embed(torch.cat([x, x]) if alone else x)[: len(x)])
+            return finite(self.in_batches(self.embed, x) if len(x) else torch.zeros(0, self.dim, device=self.device))
 
     def features_of_patches(self, patches: Float[Tensor, "b nd"]) -> Float[Tensor, "b d"]:
         """:meth:`features` from :meth:`embed_tokens`, whose tokens stand side by side in a row.
@@ -181,10 +167,22 @@ class Backbone(Insertable):
             NonFiniteError: as for :meth:`features`.
         """
         x = patches.view(-1, *self.tokens_shape).to(self.device)
-        alone = len(x) == 1 and self.device.type == "cpu"
-        self.passes.images -= alone
         with torch.no_grad():
-            return _finite(self.pool(self.walk(torch.cat([x, x]) if alone else x))[: len(x)])
+            return finite(self.in_batches(lambda part: self.pool(self.walk(part)), x))
+
+    def in_batches(self, compute: Callable[..., Tensor], *rows: Tensor, passes: int = 1) -> Tensor:
+        """``compute`` of all rows, by batches in which an image's result does not depend on the others.
+
+        On a CPU these hold ``batch_size`` images, and a single image is doubled; elsewhere all pass at once.
+
+        Args:
+            compute: maps a batch of each of ``rows`` to one result per image, (b, …).
+            rows: of equal length.
+            passes: how many passes per image ``compute`` makes; a double counts as none.
+        """
+        if self.device.type != "cpu":
+            return compute(*rows)
+        return in_cpu_batches(compute, rows, lambda: self.passes.add(-passes))
 
     def embed(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Pooled features, with gradient where the backbone is thawed.
@@ -193,7 +191,7 @@ class Backbone(Insertable):
             images: as for :meth:`features`.
         """
         x = self.preprocess.normalise(images.to(self.device)).contiguous(memory_format=torch.channels_last)
-        self.passes.images += len(x)
+        self.passes.add(len(x))
         with self.autocast():
             tokens = self.model.forward_features(x)
             pooled: Tensor = self.model.forward_head(tokens, pre_logits=True)
@@ -226,11 +224,11 @@ class Backbone(Insertable):
             BackboneError: if the model is no Vision Transformer that the block walk knows.
         """
         vit = self.vit
-        n, alone = len(images), len(images) == 1 and self.device.type == "cpu"  # see features
-        pixels = torch.cat([images, images]) if alone else images
-        x = self.preprocess.normalise(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
+        x = self.preprocess.normalise(images.to(self.device))
         with self.autocast():
-            return embed_patches(vit, x)[:n]
+            return self.in_batches(
+                lambda part: embed_patches(vit, part.contiguous(memory_format=torch.channels_last)), x, passes=0
+            )
 
     def walk(self, embedded: Float[Tensor, "b n d"], prompts: Mapping[int, Prompt] | None = None) -> TokenOutput:
         """The final-norm tokens, with prompts; gradient reaches the prompts. Counts as one pass per image.
@@ -244,7 +242,7 @@ class Backbone(Insertable):
             BackboneError: for prefixes beside inserted tokens.
         """
         self._require_prefixes_fit(i for i, prompt in (prompts or {}).items() if prompt.prefix is not None)
-        self.passes.images += len(embedded)
+        self.passes.add(len(embedded))
         with self.autocast():
             return walk(self.vit, embedded, prompts)
 
@@ -286,10 +284,3 @@ class Backbone(Insertable):
     def train(self, mode: bool = True) -> Self:
         """Keeps eval mode whatever is asked: no batch statistics, no dropout."""
         return super().train(False)
-
-
-def _finite(features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-    bad = ~torch.isfinite(features).all(dim=1)
-    if bad.any():
-        raise NonFiniteError(int(bad.nonzero()[0]))
-    return features

@@ -256,17 +256,14 @@ class PromptMethod(Method[P]):
         return patches[positions].view(-1, *self.backbone.tokens_shape).to(self.backbone.device)
 
     def _score(self, embedded: Float[Tensor, "b n d"], queries: Tensor | None) -> Float[Tensor, "b classes"]:
-        n, device = len(embedded), self.backbone.device
-        # single images take other kernels: see Backbone.features; a double would be another batch where that counts
-        alone = n == 1 and device.type == "cpu" and not self.depends_on_test_batch
-        embedded = torch.cat([embedded, embedded]) if alone else embedded
-        if queries is not None:
-            found = queries.to(device).expand(len(embedded), -1)
-        else:
-            found = self._queries(embedded if self.uses_queries else embedded[:0])
-        scores = self._test_logits(embedded, found)[:n]
-        self.backbone.passes.images -= alone * (1 + (queries is None and self.uses_queries))
-        return scores.cpu()
+        if queries is None:
+            queries = self._queries(embedded if self.uses_queries else embedded[:0])
+        queries = queries.to(self.backbone.device)
+        if self.depends_on_test_batch:
+            return self._test_logits(embedded, queries).cpu()
+        if not self.uses_queries:
+            return self.backbone.in_batches(lambda part: self._test_logits(part, queries), embedded).cpu()
+        return self.backbone.in_batches(self._test_logits, embedded, queries).cpu()
 
     def _test_logits(self, embedded: Tensor, queries: Tensor) -> Float[Tensor, "b classes"]:
         """Scores of the seen classes."""
@@ -277,4 +274,4 @@ class PromptMethod(Method[P]):
         if not len(embedded):
             return embedded.new_empty(0, self.backbone.dim)
         with torch.no_grad():
-            return self.backbone.pool(self.backbone.walk(embedded))
+            return self.backbone.in_batches(lambda part: self.backbone.pool(self.backbone.walk(part)), embedded)

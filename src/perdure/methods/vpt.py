@@ -186,7 +186,8 @@ class VPT(PromptMethod[VPTConfig]):
         columns, width = self.columns(task.train.labels), len(self.classes_)
         for rows, embedded in self._embedded(task.train, self.backbone.batch_size):
             with torch.no_grad():
-                features = self._test_features(embedded, frozen[rows].to(embedded.device)).cpu()
+                known = frozen[rows].to(embedded.device)
+                features = self.backbone.in_batches(self._test_features, embedded, known).cpu()
             self.sums_ = add_class_sums(self.sums_, columns[rows], features, width)
             self.counts_ = add_class_counts(self.counts_, columns[rows], width)
             self.store.progress("class means", int(rows[-1]) + 1, len(task.train))
