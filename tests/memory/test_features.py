@@ -37,8 +37,8 @@ class Pixels:
     name, precision, dim, batch_size, shares_stem = "pixels", "float32", 3 * SIDE * SIDE, 4, False
     preprocess = Preprocess(image_size=SIDE, crop_pct=1.0)
 
-    def __init__(self, fingerprint: str = "pixels") -> None:
-        self.fingerprint, self.passes = fingerprint, 0
+    def __init__(self, shelf: str = "pixels") -> None:
+        self.shelf, self.passes = shelf, 0
         self.fail_at, self.failure = -1, RuntimeError("planned")
 
     def features(self, images: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
@@ -22,6 +21,7 @@ from perdure.backbone.insertable import Insertable
 from perdure.backbone.lite0 import load_lite0
 from perdure.backbone.names import full_timm_name
 from perdure.backbone.passes import CPU_BATCH, Passes, finite, in_cpu_batches
+from perdure.backbone.settings import digest_of, settings_of, tensors_of, unusual_settings, who_computes
 from perdure.backbone.vit import Prompt, TokenOutput, check_vit, embed_patches, walk
 from perdure.backbone.weights import load_weights, timm_model
 from perdure.data.preprocess import Preprocess, preprocess_from_config
@@ -113,26 +113,38 @@ class Backbone(Insertable):
 
     @property
     def fingerprint(self) -> str:
-        """Name, weights, insertions, preprocessing and arithmetic in one hash: equal ones give equal features.
+        """What the model is, in one hash: name, weights, settings, insertions, preprocessing and arithmetic.
+
+        Of the model's settings (pooling, activations, strides, …) it holds those that are not the stock model's, so
+        that it outlasts an upgrade of the libraries. Features of equal fingerprints are equal up to rounding: see
+        :attr:`shelf`.
 
         Raises:
-            BackboneError: for a backbone of which something may still be trained: its features must not be kept.
+            BackboneError: for a backbone of which something may still be trained: its features must not be kept; or
+                for a setting that cannot be told apart, naming it.
         """
         self._require_frozen("Backbone.fingerprint")
-        held = {**self.model.state_dict(keep_vars=True), **self.insertions.state_dict(prefix="+", keep_vars=True)}
-        tensors = {k: v for k, v in held.items() if isinstance(v, Tensor)}
+        tensors = {**tensors_of(self.model), **tensors_of(self.insertions, "+")}
         tf32 = self.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
         parts: tuple[object, ...] = (self.name, self.preprocess, self.precision, self.device.type, tf32)
-        parts += tuple(repr(insertion) for insertion in self.insertions)
+        parts += unusual_settings(self.model, self.name)
+        parts += tuple(settings_of(self.insertions, "+").items()) if len(self.insertions) else ()
         versions = (parts, *((v.data_ptr(), v._version) for v in tensors.values()))
         if self._fingerprint is None or self._fingerprint[0] != versions:
-            digest = hashlib.blake2b(repr(parts).encode(), digest_size=16)
-            for key in sorted(tensors):
-                value = tensors[key].detach().cpu().contiguous()
-                digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
-                digest.update(value.flatten().view(torch.uint8).numpy().data)
-            self._fingerprint = (versions, digest.hexdigest())
+            self._fingerprint = (versions, digest_of(parts, tensors))
         return self._fingerprint[1]
+
+    @property
+    def shelf(self) -> str:
+        """What features must have in common to stand side by side, to the last bit, in one hash.
+
+        Beside the fingerprint, that is who computes: the versions of torch, timm and Pillow, attention fused or not,
+        and the code of modules that belong to no library.
+
+        Raises:
+            BackboneError: as for :attr:`fingerprint`.
+        """
+        return digest_of((self.fingerprint, *who_computes(self)), {})
 
     @property
     def batch_size(self) -> int:
@@ -277,7 +289,7 @@ class Backbone(Insertable):
         BatchNorm stays in eval mode with the pretrained statistics: a task's few images must not redefine them.
         """
         other = copy.deepcopy(self)
-        other._viewed_fingerprint = ""
+        other._viewed_shelf = ""
         other.model.requires_grad_(True)
         return other
 

@@ -22,18 +22,18 @@ class Insertable(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.insertions = nn.ModuleList()
-        self._viewed_fingerprint = ""  # of the backbone this is a view of
+        self.insertions = nn.ModuleList().eval()
+        self._viewed_shelf = ""  # of the backbone this is a view of
 
     @property
     @abc.abstractmethod
-    def fingerprint(self) -> str:
-        """Of all that features depend on."""
+    def shelf(self) -> str:
+        """Of all that features depend on, to the last bit."""
 
     @property
-    def stem_fingerprint(self) -> str:
+    def stem_shelf(self) -> str:
         """Of all that the patch embedding depends on: views share it, unless an insertion changes that very layer."""
-        return self._viewed_fingerprint if self.shares_stem else self.fingerprint
+        return self._viewed_shelf if self.shares_stem else self.shelf
 
     @property
     def has_stem(self) -> bool:
@@ -44,7 +44,7 @@ class Insertable(nn.Module):
     def shares_stem(self) -> bool:
         """Whether it has a stem, and that of the backbone it is a view of, while the rest is not the same."""
         patched = any(name.startswith("patch_embed") for i in self._inserted() for name in i.names)
-        return self.has_stem and bool(self._viewed_fingerprint) and len(self.insertions) > 0 and not patched
+        return self.has_stem and bool(self._viewed_shelf) and len(self.insertions) > 0 and not patched
 
     @property
     def is_thawed(self) -> bool:
@@ -60,10 +60,10 @@ class Insertable(nn.Module):
             BackboneError: if something in this one may still be trained.
         """
         self._require_frozen("Backbone.view")
-        fingerprint = self.stem_fingerprint
+        shelf = self.stem_shelf
         shared = {id(t): t for t in (*self.parameters(), *self.buffers())}
         other = copy.deepcopy(self, shared)
-        other._viewed_fingerprint = fingerprint
+        other._viewed_shelf = shelf
         return other
 
     def insert(self, seat: str, make: Make, *, blocks: Sequence[int] | None = None, stay: bool = False) -> Insertion:
@@ -71,7 +71,8 @@ class Insertable(nn.Module):
 
         Args:
             seat: ``mlp``, ``qkv``, ``tokens``, ``outputs`` or ``convolutions``.
-            make: makes one site's module. Its parameters may be trained; freeze them to have features kept.
+            make: makes one site's module. Its parameters may be trained; freeze them to have features kept. It is put
+                into eval mode, like the model.
             blocks: which blocks of a transformer; all by default.
             stay: whether the tokens of seat ``tokens`` travel on to the last block.
 
@@ -83,7 +84,7 @@ class Insertable(nn.Module):
         if stay and seat != "tokens":
             raise BackboneError("insert", "stay", f"False at seat {seat}", stay, "Only prompt tokens can stay")
         insertion = Insertion(seat, found, [make_module(seat, site, make) for site in found], stay=stay)
-        insertion.to(next(self.model.parameters()).device)
+        insertion.eval().to(next(self.model.parameters()).device)
         attach(found, insertion, self.model.blocks[-1] if stay else None)
         self.insertions.append(insertion)
         return insertion
@@ -101,7 +102,7 @@ class Insertable(nn.Module):
             got, hint = f"one at seat {insertion.seat}", "Remove it once, from the backbone it was inserted into"
             raise BackboneError("Backbone.remove", "insertion", "one of this backbone's", got, hint)
         detach(self.model, insertion)
-        self.insertions = nn.ModuleList(other for other in self.insertions if other is not insertion)
+        self.insertions = nn.ModuleList(other for other in self.insertions if other is not insertion).eval()
 
     def folded(self) -> Self:
         """A backbone without insertions whose weights do what this one does with them.
@@ -110,7 +111,7 @@ class Insertable(nn.Module):
             BackboneError: if an insertion is no linear map.
         """
         other = copy.deepcopy(self)
-        other._viewed_fingerprint = ""
+        other._viewed_shelf = ""
         for insertion in other._inserted():
             other.remove(insertion)
             fold(other.model, insertion)

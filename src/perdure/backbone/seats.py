@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses as dc
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from timm.layers import GroupNorm, GroupNorm1, LayerNorm, LayerNorm2d
@@ -88,13 +88,15 @@ class Insertion(nn.Module):
         self.inserted = nn.ModuleList(modules)
 
     def extra_repr(self) -> str:
-        """What the fingerprint knows besides the values."""
+        """Where the modules are."""
         return f"seat={self.seat}, names={self.names}" + (", stay=True" if self.stay else "")
 
 
 @dc.dataclass(slots=True, eq=False)
 class _Hook:
     """A forward hook that deep copies take along: all it knows are attributes."""
+
+    is_insertion: ClassVar = True  # its module is told beside the model's own settings
 
     owner: Insertion
     module: nn.Module

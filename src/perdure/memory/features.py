@@ -1,6 +1,6 @@
 """FeatureStore: every frozen feature is computed once, kept on disk, and served bit for bit.
 
-Features are addressed by content: backbone fingerprint, then image hash. So a feature is shared between methods,
+Features are addressed by content: the backbone's ``shelf``, then image hash. So a feature is shared between methods,
 seeds, class orders, splits, and between an image folder and its copy; an image added to a folder costs one pass.
 
 On disk, a *shelf* (one directory per backbone, another for its patches where a method asks for them) holds *segments*,
@@ -99,7 +99,7 @@ class FeatureStore:
             NonFiniteError: naming the image whose features are not finite.
             StorageError: if the disk or ``cache_bytes`` cannot hold the features; what is stored stays.
         """
-        kind = _Kind(self.directory / backbone.fingerprint, backbone, backbone.dim, backbone.features)
+        kind = _Kind(self.directory / backbone.shelf, backbone, backbone.dim, backbone.features)
         if backbone.shares_stem:
             patches = self.patches(backbone, data)
             kind = dc.replace(kind, compute=backbone.features_of_patches, patches=patches)
@@ -123,7 +123,7 @@ class FeatureStore:
             StorageError: as for :meth:`features`.
         """
         n, d = backbone.tokens_shape
-        shelf = self.directory / f"{backbone.stem_fingerprint}-patches"
+        shelf = self.directory / f"{backbone.stem_shelf}-patches"
 
         def compute(images: Tensor) -> Tensor:
             with torch.no_grad():
