@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses as dc
 import random
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -429,4 +431,27 @@ def test_convolutions_are_float32_on_cuda_and_the_users_setting_comes_back(
     backbone.device = torch.device("cuda")  # only asked for, nothing is computed there
     with backbone.autocast():
         assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 is before
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_thread_that_is_done_last_gives_the_setting_back(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    backbone = Backbone.load("test_vit", pretrained=False, device="cpu")
+    backbone.device = torch.device("cuda")
+    inside, done = threading.Event(), threading.Event()
+
+    def other() -> bool:
+        with backbone.autocast():
+            inside.set()
+            done.wait(10)
+            return torch.backends.cudnn.allow_tf32
+
+    with ThreadPoolExecutor(1) as thread:
+        with backbone.autocast():
+            found = thread.submit(other)
+            assert inside.wait(10)
+        assert not torch.backends.cudnn.allow_tf32  # for the other is still inside
+        done.set()
+        assert not found.result()
     assert torch.backends.cudnn.allow_tf32 is before

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -288,6 +290,37 @@ def test_a_view_on_a_stem_goes_on_from_stored_patches(store: FeatureStore, monke
     scaled = stock.view()
     shake(scaled.insert("outputs", scale_shift))
     assert scaled.stem_shelf == scaled.shelf  # its patch projection is another
+
+
+def test_passes_of_several_threads_keep_their_streams_apart(loaded: Callable[[str], Backbone]) -> None:
+    view = loaded("test_vit").view()
+    shake(view.insert("mlp", adapter))
+    x = torch.cat([images(view), images(view).flip(0)])
+    batches = [x, x[:2], x[1:], x[:1]] * 8
+    alone, often = [view.features(batch) for batch in batches[:4]] * 8, sys.getswitchinterval()
+    before = view.passes.images
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            together = list(threads.map(view.features, batches))
+    finally:
+        sys.setswitchinterval(often)
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-6, rtol=0)
+    assert view.passes.images - before == sum(map(len, batches))
+
+
+def test_a_pass_that_failed_half_way_leaves_nothing_to_the_next(loaded: Callable[[str], Backbone]) -> None:
+    view = loaded("test_vit").view()
+    insertion = view.insert("mlp", adapter)
+    shake(insertion)
+    x = images(view)
+    expected = view.features(x)
+    broken = view.model.blocks[2].mlp.fc1.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        view.features(x.flip(0))
+    broken.remove()
+    assert torch.equal(view.features(x), expected)
 
 
 def test_an_unknown_device_is_named() -> None:

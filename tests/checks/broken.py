@@ -5,6 +5,7 @@ Source: none. Deviations: all. Use when: never. Relations: SimpleCIL, done wrong
 
 from __future__ import annotations
 
+import time
 from typing import Any, ClassVar
 
 import numpy as np
@@ -286,7 +287,17 @@ class NeedsSixtyFour(Means):
         return super()._scores_from_features(features[:, :64].reshape(-1, 64))
 
 
+class KeepsItsPass(Means):
+    """Puts what it scores into itself for a moment, where another thread's pass finds it."""
+
+    def _scores_from_features(self, features: Tensor) -> Tensor:
+        self.under_way = features
+        time.sleep(0.001)
+        return super()._scores_from_features(self.under_way)
+
+
 FAULTS: dict[type[Method[Any]], str] = {
+    KeepsItsPass: "check_threads_do_not_matter",
     UnsavedAttribute: "check_state_round_trip",
     GlobalTorchRng: "check_same_seed_same_bits",
     GlobalNumpyRng: "check_global_generators_untouched",

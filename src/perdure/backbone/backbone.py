@@ -281,7 +281,7 @@ class Backbone(Insertable):
         """The precision's context: autocast, or float32 for convolutions on CUDA too."""
         if dtype := PRECISIONS[self.precision]:
             return torch.autocast(self.device.type, dtype)
-        return exact_convolutions() if self.device.type == "cuda" else contextlib.nullcontext()
+        return exact_convolutions if self.device.type == "cuda" else contextlib.nullcontext()
 
     def thawed_copy(self) -> Backbone:
         """A copy whose weights may be trained; passes are counted together with the original's.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import threading
+from typing import Final
 
 import torch
 
@@ -32,16 +33,30 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-@contextlib.contextmanager
-def exact_convolutions() -> Iterator[None]:
-    """Convolutions on CUDA in float32 inside, as everywhere else.
+class _ExactConvolutions(contextlib.AbstractContextManager[None]):
+    """One for the process: the first thread that enters takes the user's setting away, the last that leaves puts it
+    back, so that a thread which is done first does not change what the others compute."""
 
-    PyTorch's own default there, and there alone, is TF32: ten bits of mantissa, by which an image's features would
-    depend on its batch in the third digit.
-    """
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = torch.backends.cudnn.allow_tf32
+                torch.backends.cudnn.allow_tf32 = False
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.backends.cudnn.allow_tf32 = self._before
+
+
+exact_convolutions: Final = _ExactConvolutions()
+"""Convolutions on CUDA in float32 inside, as everywhere else.
+
+PyTorch's own default there, and there alone, is TF32: ten bits of mantissa, by which an image's features would depend
+on its batch in the third digit.
+"""

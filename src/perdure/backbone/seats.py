@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses as dc
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Final
 
@@ -92,6 +93,12 @@ class Insertion(nn.Module):
         return f"seat={self.seat}, names={self.names}" + (", stay=True" if self.stay else "")
 
 
+class _Pass(threading.local):
+    """What one hook keeps while one pass is under way: every thread has its own."""
+
+    stream: Tensor | None = None
+
+
 @dc.dataclass(slots=True, eq=False)
 class _Hook:
     """A forward hook that deep copies take along: all it knows are attributes."""
@@ -101,7 +108,7 @@ class _Hook:
     owner: Insertion
     module: nn.Module
     name: str
-    read: Tensor | None = None
+    under_way: _Pass = dc.field(default_factory=_Pass)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
         """Without what a forward pass that failed half way has left to read."""
@@ -116,10 +123,10 @@ class _Hook:
         return self._made(last, last).movedim(-1, axis)
 
     def keep_stream(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.read = args[0]
+        self.under_way.stream = args[0]
 
     def add_to_branch(self, branch_end: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        stream, self.read = self.read, None
+        stream, self.under_way.stream = self.under_way.stream, None
         return out + self._made(stream, out)
 
     def append(self, block: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -69,6 +71,28 @@ def check_resumed_equals_straight(s: Subject) -> None:
     ):
         hint = "Something outside the state is used: rename it to end in _, or derive it from the state"
         raise s.fail("fit_task", "the same after a resume", "other bits", hint)
+
+
+def check_threads_do_not_matter(s: Subject) -> None:
+    """Four threads that score at once get what one alone gets (to 1e-5)."""
+    stream = small_stream((2, 2))
+    m = s.fitted(stream)
+    images = torch.cat([pixels(m, stream.test(i)) for i in range(2)])
+    batches = [images, images[:1], images[1:4], images.flip(0)] * 4
+    alone, often = [m.scores(batch) for batch in batches[:4]] * 4, sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that passes meet, however few cores there are
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            together = list(threads.map(m.scores, batches))
+    except Exception as error:
+        hint = "Keep what a pass needs in that pass, not in self or in a hook"
+        raise s.fail("scores", "the same from four threads", f"{type(error).__name__}: {error}", hint) from error
+    finally:
+        sys.setswitchinterval(often)
+    gap = max(float((one - other).abs().max()) for one, other in zip(alone, together, strict=True))
+    if gap > TOLERANCE:
+        hint = "Keep what a pass needs in that pass, not in self or in a hook"
+        raise s.fail("scores", "the same from four threads", f"scores up to {gap:g} apart", hint)
 
 
 def check_split_does_not_matter(s: Subject) -> None:
