@@ -296,8 +296,41 @@ class KeepsItsPass(Means):
         return super()._scores_from_features(self.under_way)
 
 
+class ForgetsBeforeItLoads(Means):
+    """Makes room for a state before it looks at it."""
+
+    def load_state_dict(self, state: Any) -> Any:
+        self.sums_ = torch.zeros(0, self.backbone.dim, dtype=torch.float64)
+        return super().load_state_dict(state)
+
+
+class LosesMoreThanItsState(Means):
+    """Keeps a second copy outside the state, and drops it before a state is looked at."""
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        super()._learn_features(features, columns, rng)
+        self.sums = self.sums_
+
+    def _scores_from_features(self, features: Tensor) -> Tensor:
+        return (F.normalize(features.double(), dim=1) @ F.normalize(self.sums, dim=1).T).float()
+
+    def load_state_dict(self, state: Any) -> Any:
+        self.sums = 1 - self.sums
+        return super().load_state_dict(state)
+
+
+class TakesAnything(Means):
+    """Believes every state."""
+
+    def load_state_dict(self, state: Any) -> Any:
+        return self
+
+
 FAULTS: dict[type[Method[Any]], str] = {
     KeepsItsPass: "check_threads_do_not_matter",
+    ForgetsBeforeItLoads: "check_refused_state_changes_nothing",
+    LosesMoreThanItsState: "check_refused_state_changes_nothing",
+    TakesAnything: "check_refused_state_changes_nothing",
     UnsavedAttribute: "check_state_round_trip",
     GlobalTorchRng: "check_same_seed_same_bits",
     GlobalNumpyRng: "check_global_generators_untouched",

@@ -228,6 +228,28 @@ def test_the_state_of_another_backbone_is_refused(backbone: Backbone, stream: St
     assert same(snapshot(method), before)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "kinds"),
+    [
+        ("sums_", "text", "tensor, but got 'text'"),
+        ("sums_", None, "tensor, but got 'nothing'"),
+        ("counts_", [1, 2], "tensor, but got 'list'"),
+        ("classes_", torch.zeros(2), "list, but got 'tensor'"),
+        ("classes_", {"0": 1}, "list, but got 'mapping'"),
+        ("tasks_seen_", "1", "number, but got 'text'"),
+    ],
+)
+def test_an_entry_of_another_kind_is_refused(
+    key: str, value: object, kinds: str, backbone: Backbone, stream: Stream
+) -> None:
+    fitted, untaught = SimpleCIL(backbone).fit_task(stream[0]), SimpleCIL(backbone)
+    with pytest.raises(CheckpointError) as error:
+        untaught.load_state_dict({**fitted.state_dict(), key: value})
+    assert f"load_state_dict: {key} must be of the kind {kinds}. Load what" in str(error.value)
+    assert untaught.classes_ == []
+    assert untaught.sums_.shape == (0, 64)
+
+
 def test_randomness_has_its_own_source(backbone: Backbone) -> None:
     def draw(seed: int, task: int) -> tuple[float, ...]:
         return tuple(torch.rand(4, generator=Constant(backbone, seed=seed)._generator(task)).tolist())
@@ -284,7 +306,7 @@ def test_testing_reports_progress(backbone: Backbone, tmp_path: Any, stream: Str
     store = FeatureStore(tmp_path / "heard", progress=lambda *event: heard.append(event))
     big = synthetic_dataset(IDS, test_per_class=5).test
     Constant(backbone, store=store).fit_task(stream[0]).predict(big)
-    assert heard == [("testing", 16, 20), ("testing", 20, 20)]
+    assert heard == [("testing", 8, 20), ("testing", 16, 20), ("testing", 20, 20)]
 
 
 def test_the_registry_knows_the_methods() -> None:

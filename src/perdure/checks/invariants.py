@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from perdure.checks.subject import Subject, equal, frozen_state, pixels, small_stream
+from perdure.errors import CheckpointError
 from perdure.run.checkpoint import load_state, save_state
 
 TOLERANCE = 1e-5
@@ -71,6 +73,29 @@ def check_resumed_equals_straight(s: Subject) -> None:
     ):
         hint = "Something outside the state is used: rename it to end in _, or derive it from the state"
         raise s.fail("fit_task", "the same after a resume", "other bits", hint)
+
+
+def check_refused_state_changes_nothing(s: Subject) -> None:
+    """A state with an entry missing, added or of another kind is refused, and leaves a fitted method as it was."""
+    stream = small_stream((2, 2))
+    m, other = s.fitted(stream), s.fitted(stream, 1).state_dict()
+    images = torch.cat([pixels(m, stream.test(i)) for i in range(2)])
+    scores = m.scores(images)
+    before = frozen_state(m)
+    nonsense = {key: 0 if type(getattr(m, key)) is dict else {"nonsense": torch.zeros(1)} for key in other}
+    broken = {key: {**other, key: value} for key, value in nonsense.items()}
+    broken["an entry too many"] = {**other, "nonsense_": 0}
+    broken["an entry too few"] = dict(list(other.items())[1:])
+    for what, state in broken.items():
+        with suppress(CheckpointError):
+            m.load_state_dict(state)
+            raise s.fail("load_state_dict", f"unwilling to take nonsense ({what})", "accepted", "Check it first")
+        if not equal(before, m.state_dict()):
+            got = f"changed by a state that it refused ({what})"
+            raise s.fail("load_state_dict", "as before after a refused state", got, "Prepare in _make_room alone")
+    if not m.depends_on_test_batch and not torch.equal(scores, m.scores(images)):
+        hint = "Something outside the state was lost: make _snapshot hold it"
+        raise s.fail("scores", "as before after a refused state", "other scores", hint)
 
 
 def check_threads_do_not_matter(s: Subject) -> None:

@@ -185,7 +185,7 @@ class Method(abc.ABC, Generic[C]):
         return {k: v.state_dict() if isinstance(v, nn.Module) else v for k, v in self._learned().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Self:
-        """Takes over a state written by :meth:`state_dict`.
+        """Takes over a state written by :meth:`state_dict`; if it is refused, the method is as it was before.
 
         Raises:
             CheckpointError: if its entries are not this method's.
@@ -194,20 +194,31 @@ class Method(abc.ABC, Generic[C]):
         if mine.keys() != state.keys():
             hint = f"It was written by another method than {type(self).__name__}"
             raise CheckpointError("load_state_dict", "entries", str(sorted(mine)), sorted(state), hint)
-        before = self._snapshot()
-        for key, value in state.items():
-            try:
-                if isinstance(mine[key], nn.Module):
-                    mine[key].load_state_dict(value)
-                else:
-                    setattr(self, key, value)
-            except (KeyError, RuntimeError) as error:
-                self._restore(before)
-                hint = "Load it with the backbone it was written with"
-                raise CheckpointError(
-                    "load_state_dict", key, "of this backbone", str(error).splitlines()[0], hint
-                ) from error
+        before, key = self._snapshot(), "entries"
+        try:
+            self._make_room(state)
+            for key, value in state.items():
+                self._take(key, value)
+        except BaseException as error:
+            self._restore(before)
+            if isinstance(error, CheckpointError) or not isinstance(error, Exception):
+                raise
+            got, hint = f"{error} ".splitlines()[0].rstrip(), "Load it with the backbone it was written with"
+            raise CheckpointError("load_state_dict", key, "of this backbone", got, hint) from error
         return self
+
+    def _make_room(self, state: Mapping[str, Any]) -> None:
+        """Makes as many parts as ``state``, whose entries have this method's names, holds; may refuse it."""
+
+    def _take(self, key: str, value: Any) -> None:
+        mine = getattr(self, key)
+        if isinstance(mine, nn.Module):
+            mine.load_state_dict(value)
+            return
+        like, given = _kind(mine), _kind(value)
+        if mine is not None and like != given:
+            raise CheckpointError("load_state_dict", key, f"of the kind {like}", given, "Load what state_dict gave")
+        setattr(self, key, value)
 
     @abc.abstractmethod
     def _learn(self, task: Task, rng: torch.Generator) -> None:
@@ -243,6 +254,12 @@ class Method(abc.ABC, Generic[C]):
             setattr(self, key, value)
             if key in states:
                 value.load_state_dict(states[key])
+
+
+def _kind(value: Any) -> str:
+    """Of a state's entry, as it comes back from a file."""
+    kinds = {Tensor: "tensor", Mapping: "mapping", (list, tuple): "list", str: "text", (int, float): "number"}
+    return next((name for kind, name in kinds.items() if isinstance(value, kind)), "nothing")  # type: ignore[arg-type]
 
 
 class FeatureMethod(Method[C]):

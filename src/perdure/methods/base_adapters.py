@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -34,12 +34,14 @@ class AdapterMethod(Method[A]):
         self.views: list[Backbone] = []  # one per task: the backbone with A_t
         self.adapters_ = nn.ModuleList()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> Self:
-        """As in :class:`Method`, with as many adapters as the state holds."""
+    def _make_room(self, state: Mapping[str, Any]) -> None:
+        """As many adapters as the state holds."""
         self.views, self.adapters_ = [], nn.ModuleList()
-        for task in range(int(state.get("tasks_seen_", 0))):
+        for task in range(len({name.partition(".")[0] for name in state["adapters_"]})):
             self._add_adapter(task)
-        return super().load_state_dict(state)
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {**super()._snapshot(), "views": self.views}
 
     def _add_adapter(self, task: int) -> None:
         """Adds a fresh one; one that a failed task left behind goes."""

@@ -23,7 +23,7 @@ Cost: per training image 1 F for the query (none where stored) and about 2 F for
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -167,21 +167,15 @@ class CODAPrompt(PromptMethod[CODAPromptConfig]):
             totals += weights.abs().sum(1).cpu()
         return (totals / totals.sum(1, keepdim=True).clamp(min=1e-12)).mean(0)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> Self:
-        """As in :class:`Method`.
-
-        Raises:
-            CheckpointError: also if a layer's blocks are not those of the tasks seen.
-        """
-        if state.keys() == self._learned().keys():
-            parts, tasks = enumerate(self._layers), int(state["tasks_seen_"])
-            wanted = {f"{i}.{key}": shape for i, layer in parts for key, shape in layer.state_shapes(tasks).items()}
-            got = {key: tuple(block.shape) for key, block in state["components_"].items()}
-            if got != wanted:
-                must_be = f"{tasks} blocks of {self.n_components} rows for each layer's prompts, keys and attention"
-                odd, hint = sorted(got.items() ^ wanted.items())[:6], "Load it with its own settings and backbone"
-                raise CheckpointError("CODAPrompt.load_state_dict", "components_", must_be, odd, hint)
-        return super().load_state_dict(state)
+    def _make_room(self, state: Mapping[str, Any]) -> None:
+        """Refuses layers whose blocks are not those of the tasks seen."""
+        parts, tasks = enumerate(self._layers), int(state["tasks_seen_"])
+        wanted = {f"{i}.{key}": shape for i, layer in parts for key, shape in layer.state_shapes(tasks).items()}
+        got = {key: tuple(block.shape) for key, block in state["components_"].items()}
+        if got != wanted:
+            must_be = f"{tasks} blocks of {self.n_components} rows for each layer's prompts, keys and attention"
+            odd, hint = sorted(got.items() ^ wanted.items())[:6], "Load it with its own settings and backbone"
+            raise CheckpointError("CODAPrompt.load_state_dict", "components_", must_be, odd, hint)
 
 
 def _components_per_task(c: CODAPromptConfig, dim: int) -> int:

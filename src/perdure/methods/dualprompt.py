@@ -20,7 +20,7 @@ Cost: per training image 1 F for the query (none with key_update=mean: one pass 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -118,17 +118,11 @@ class DualPrompt(PromptMethod[DualPromptConfig]):
         """Whether test images vote together, or their prefixes are shuffled among them."""
         return super().depends_on_test_batch or self.config.kv_layout == "scrambled"
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> Self:
-        """As in :class:`Method`; learned with other blocks or another ``kv_layout``, prefixes mean something else.
-
-        Raises:
-            CheckpointError: if they were.
-        """
-        theirs = state.get("meaning_", self.meaning_)
-        if theirs != self.meaning_:
+    def _make_room(self, state: Mapping[str, Any]) -> None:
+        """Refuses what was learned with other blocks or another ``kv_layout``: prefixes mean something else there."""
+        if state["meaning_"] != self.meaning_:
             hint = "Use the settings it was learned with"
-            raise CheckpointError("load_state_dict", "settings", str(self.meaning_), theirs, hint)
-        return super().load_state_dict(state)
+            raise CheckpointError("load_state_dict", "settings", str(self.meaning_), state["meaning_"], hint)
 
     def _begin_task(self, task: Task, rng: torch.Generator) -> None:
         c, dim = self.config, self.backbone.dim
