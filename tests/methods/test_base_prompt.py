@@ -321,7 +321,7 @@ def test_the_optimiser_gets_the_settings(vit: Backbone, stream: Stream, monkeypa
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(base_prompt, "train", lambda *a, **options: calls.append(options))
     monkeypatch.setattr(Plain, "optimizer_options", lambda self: {"amsgrad": True})
-    told = {"optimizer": "adamw", "schedule": "quarter_cosine", "weight_decay": 0.1, "clip_norm": None}
+    told = {"optimizer": "adamw", "schedule": "quarter_cosine", "milestone": 3, "weight_decay": 0.1, "clip_norm": None}
     method = plain(vit, lr=0.5, **told)
     method.fit_task(stream[0]).fit_task(stream[1])
     assert calls == [{**told, "amsgrad": True, "lr": 0.5, "n_steps": 4, "n_epochs": 2}] * 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from perdure.errors import TrainingError
+from perdure.errors import ConfigError, TrainingError
 from perdure.train.loop import lr_factor, scaled_lr, shuffled, train
 
 
@@ -192,6 +192,21 @@ def test_epoch_cosine_and_milestone_change_by_epoch() -> None:
     assert [lr_factor("milestone", 99, 100, epoch, 4, 2) for epoch in range(4)] == [1, 1, 0.1, 0.1]
     seen = values_during(4, lambda p: 1.0 * p, optimizer="adamw", schedule="milestone", milestone=1, n_epochs=2)
     assert [a - b for a, b in itertools.pairwise(seen)] == pytest.approx([0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "missing"),
+    [("milestone", "milestone"), ("epoch_cosine", "n_epochs"), ("quarter_cosine", "n_epochs")],
+)
+def test_a_schedule_by_epoch_is_not_guessed_at(schedule: str, missing: str) -> None:
+    """Without its milestone it would be at a tenth from the first step, or never; without n_epochs at the peak."""
+    parameter = nn.Parameter(torch.tensor(1.0))
+    others = {"n_epochs": 2, "milestone": 1}
+    del others[missing]
+    told = rf"train: {missing} must be given for schedule={schedule}, but got None\. Pass {missing} to train"
+    with pytest.raises(ConfigError, match=told):
+        train(lambda _: parameter * 1.0, [parameter], [[0]], n_steps=1, lr=0.1, schedule=schedule, **others)
+    assert parameter.item() == 1
 
 
 def test_a_slow_group_has_its_own_rate_and_the_same_schedule_decay_and_clipping() -> None:

@@ -126,8 +126,8 @@ class PromptMethod(Method[P]):
                 loss, self.learning(), epochs,
                 n_steps=c.epochs * per_epoch, n_epochs=c.epochs,
                 lr=scaled_lr(c.lr, c.batch_size) if c.scale_lr else c.lr,
-                optimizer=c.optimizer, schedule=c.schedule, weight_decay=c.weight_decay, clip_norm=c.clip_norm,
-                **self.optimizer_options(),
+                optimizer=c.optimizer, schedule=c.schedule, milestone=c.milestone,
+                weight_decay=c.weight_decay, clip_norm=c.clip_norm, **self.optimizer_options(),
             )  # fmt: skip
         self._end_task(task)
 

@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from perdure.config import MethodConfig
 from perdure.modules.heads import HeadInit
 from perdure.train.loop import OptimizerName, ScheduleName
+from perdure.train.schedule import ScheduledConfig
 
 
-class PromptConfig(MethodConfig):
+class PromptConfig(ScheduledConfig):
     """Settings of training, the same for all prompt methods."""
 
     lr: float = Field(1e-3, gt=0, description="learning rate")

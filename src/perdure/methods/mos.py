@@ -149,7 +149,7 @@ class MOS(AdapterMethod[MOSConfig]):
             train(
                 loss, parameters, epochs, n_steps=c.epochs * per_epoch, n_epochs=c.epochs, lr=c.lr,
                 slow=head.parameters(), slow_factor=c.head_lr, optimizer=c.optimizer, schedule=c.schedule,
-                weight_decay=c.weight_decay, clip_norm=c.clip_norm, after_step=merge,
+                milestone=c.milestone, weight_decay=c.weight_decay, clip_norm=c.clip_norm, after_step=merge,
             )  # fmt: skip
         self.head_.put(current, head)
         self.head_.requires_grad_(False)

@@ -17,13 +17,12 @@ Cost: ``epochs`` training passes per image, one more for its Gaussian, and a new
 from __future__ import annotations
 
 import copy
-import warnings
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from perdure.backbone import Backbone
@@ -54,7 +53,7 @@ class SLCAConfig(TuningConfig):
     batch_size: int = Field(128, ge=1, description="images per step")
     min_scale: float = Field(0.5, gt=0, le=1, description="smallest area a random crop keeps; 1: no crop")
     schedule: ScheduleName = Field("milestone", description="of both learning rates")
-    milestone: int = Field(18, ge=1, description="epoch from which they are a tenth")
+    milestone: int | None = Field(18, ge=1, validate_default=True, description="epoch from which they are a tenth")
     slow: float = Field(0.01, ge=0, le=1, description="the backbone's learning rate, in units of the heads'")
     reset_final_norm: bool = Field(False, description="forget the final norm's weights at first")
     align_epochs: int = Field(5, ge=0, description="epochs of the alignment, with as many steps as classes; 0: none")
@@ -64,12 +63,6 @@ class SLCAConfig(TuningConfig):
     tau: float = Field(0.1, ge=0, description="temperature of the normalised logits; 0: plain logits")
     mean_decay: float = Field(0.1, ge=0, le=1, description="the mean of the oldest task is shortened by this at most")
     ridge: float = Field(1e-4, ge=0, description="added to all variances")
-
-    @model_validator(mode="after")
-    def _say_that_the_milestone_is_never_reached(self) -> Self:
-        if self.schedule == "milestone" and self.milestone >= self.epochs:
-            warnings.warn(f"SLCA: milestone={self.milestone} is never reached in {self.epochs} epochs", stacklevel=2)
-        return self
 
 
 @methods.register("slca")

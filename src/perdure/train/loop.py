@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from perdure.errors import TrainingError
+from perdure.errors import ConfigError, TrainingError
 
 B = TypeVar("B")
 OptimizerName = Literal["sgd", "adam", "adamw"]
@@ -31,8 +31,8 @@ def train(
     betas: tuple[float, float] = (0.9, 0.999),
     amsgrad: bool = False,
     schedule: ScheduleName = "cosine",
-    n_epochs: int = 1,
-    milestone: int = 0,
+    n_epochs: int | None = None,
+    milestone: int | None = None,
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
     after_step: Callable[[], None] = lambda: None,
@@ -52,17 +52,17 @@ def train(
         amsgrad: Adam's variant that never forgets its largest second moment.
         schedule: see :func:`lr_factor`.
         n_epochs: how many epochs there will be, for the schedules by epoch.
-        milestone: of the schedule of that name.
+        milestone: an epoch, for the schedule of that name.
         weight_decay: of all parameters.
         clip_norm: largest norm of all gradients together.
         after_step: called after every step.
 
     Raises:
+        ConfigError: if the schedule needs ``n_epochs`` or ``milestone`` and does not get it.
         TrainingError: if the loss is no longer finite.
     """
     rates = ((list(parameters), lr), (list(slow), lr * slow_factor))
-    learning = [p for part, _ in rates for p in part]
-    groups = [{"params": part, "peak": peak} for part, peak in rates if part]
+    groups: list[dict[str, Any]] = [{"params": part, "peak": peak} for part, peak in rates if part]
     options = {"betas": betas, "amsgrad": amsgrad} if optimizer != "sgd" else {"momentum": 0.9}
     step, t = OPTIMIZERS[optimizer](groups, lr=lr, weight_decay=weight_decay, **options), 0
     for epoch, batches in enumerate(epochs):
@@ -74,14 +74,19 @@ def train(
                 raise TrainingError("train", "loss", "finite", value.item(), f"Lower lr, now {lr}")
             value.backward()
             if clip_norm:
-                nn.utils.clip_grad_norm_(learning, clip_norm)
+                nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], clip_norm)
             step.step()
             after_step()
             t += 1
 
 
 def lr_factor(
-    schedule: ScheduleName, step: int, n_steps: int, epoch: int = 0, n_epochs: int = 1, milestone: int = 0
+    schedule: ScheduleName,
+    step: int,
+    n_steps: int,
+    epoch: int = 0,
+    n_epochs: int | None = None,
+    milestone: int | None = None,
 ) -> float:
     """What the peak learning rate is multiplied by at one step.
 
@@ -96,16 +101,22 @@ def lr_factor(
         epoch: from 0.
         n_epochs: in all.
         milestone: an epoch, from 0.
+
+    Raises:
+        ConfigError: if the schedule needs ``n_epochs`` or ``milestone`` and does not get it.
     """
-    if schedule == "epoch_cosine":
-        return (1 + math.cos(math.pi * epoch / n_epochs)) / 2
-    if schedule == "milestone":
-        return 0.1 if epoch >= milestone else 1.0
+    if schedule == "constant":
+        return 1.0
     if schedule == "cosine":
         return (1 + math.cos(math.pi * min(step / n_steps, 1))) / 2
-    if schedule == "quarter_cosine" and n_epochs > 1:
-        return math.cos(99 * math.pi * epoch / (200 * (n_epochs - 1)))
-    return 1.0
+    name, value = ("milestone", milestone) if schedule == "milestone" else ("n_epochs", n_epochs)
+    if value is None:
+        raise ConfigError("train", name, f"given for schedule={schedule}", value, f"Pass {name} to train")
+    if schedule == "milestone":
+        return 0.1 if epoch >= value else 1.0
+    if schedule == "epoch_cosine":
+        return (1 + math.cos(math.pi * epoch / value)) / 2
+    return math.cos(99 * math.pi * epoch / (200 * (value - 1))) if value > 1 else 1.0
 
 
 def scaled_lr(base: float, batch_size: int) -> float:

@@ -20,19 +20,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perdure.backbone import Backbone, PromptTokens, Site
-from perdure.config import MethodConfig
 from perdure.data import LabelledImages
 from perdure.modules.adapter import Adapter
 from perdure.modules.augment import random_crop_flip
 from perdure.modules.cosine_head import CosineHead
 from perdure.modules.ssf import ScaleShift
 from perdure.train.loop import OptimizerName, ScheduleName, shuffled, train
+from perdure.train.schedule import ScheduledConfig
 from perdure.types import Progress, no_progress
 
 Variant = Literal["finetune", "vpt_shallow", "vpt_deep", "ssf", "adapter"]
 
 
-class TuningConfig(MethodConfig):
+class TuningConfig(ScheduledConfig):
     """Settings of training on images."""
 
     lr: float = Field(0.01, gt=0, description="peak learning rate; sgd has momentum 0.9")
@@ -222,5 +222,5 @@ def adapt(
         train(
             loss, [*parameters, *head.parameters()], epochs,
             n_steps=c.epochs * -(-len(data) // c.batch_size), n_epochs=c.epochs, lr=c.lr, optimizer=c.optimizer,
-            schedule=c.schedule, weight_decay=c.weight_decay, clip_norm=c.clip_norm,
+            schedule=c.schedule, milestone=c.milestone, weight_decay=c.weight_decay, clip_norm=c.clip_norm,
         )  # fmt: skip
