@@ -273,6 +273,19 @@ def test_the_schedule_is_a_quarter_of_a_cosine_by_epoch(monkeypatch: pytest.Monk
     assert lr_factor("quarter_cosine", 0, 1, 0, 1) == 1
 
 
+@pytest.mark.parametrize(("n_epochs", "mean"), [(20, 0.685), (5, 0.806)])
+def test_the_released_schedule_runs_one_epoch_late(n_epochs: int, mean: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden 9, as released: the first two epochs are at the peak, and epoch e has the printed value of e - 1."""
+    _, rates = record_adam(monkeypatch)
+    coda(preset="official", pool=4, tasks=2, epochs=n_epochs, lr=0.5).fit_task(TWO_TASKS[0])
+    by_epoch = np.reshape(rates, (n_epochs, 5)) / 0.5
+    assert (by_epoch == by_epoch[:, :1]).all()
+    assert by_epoch.mean() == pytest.approx(mean, abs=5e-4)
+    if n_epochs == 20:
+        assert by_epoch[[0, 1, 2, 18, 19], 0] == pytest.approx([1, 1, 0.996652, 0.178441, 0.097400], abs=1e-6)
+    assert [lr_factor("quarter_cosine_released", 0, 1, 0, k) for k in (1, 2)] == [1, 1]
+
+
 def test_the_penalty_and_its_gradient() -> None:
     """Golden 10: R is a mean, and only cross terms pull on a new block that is orthonormal itself."""
     assert orthogonality_penalty(torch.eye(3, 8)).item() == 0
@@ -404,17 +417,18 @@ def test_an_image_scores_the_same_alone_and_in_any_batch() -> None:
 
 def test_presets_are_the_published_variants() -> None:
     """Pitfalls 1, 7 and 8, and sections 2 to 5; the default has Gram-Schmidt and no penalty."""
-    names = ("init", "mu", "ortho", "pool", "tasks", "drop_last")
+    names = ("init", "mu", "ortho", "pool", "tasks", "drop_last", "schedule")
     values = {
         name: tuple(getattr(CODAPromptConfig(preset=name), n) for n in names)
         for name in ("default", *CODAPromptConfig.presets)
     }
-    official = ("gram_schmidt", 0.0, "reference", 100, 10, "always")
+    late = "quarter_cosine_released"
+    official = ("gram_schmidt", 0.0, "reference", 100, 10, "always", late)
     assert values == {
-        "default": ("gram_schmidt", 0.0, "qr", None, None, "from_4_batches"),
+        "default": ("gram_schmidt", 0.0, "qr", None, None, "from_4_batches", "quarter_cosine"),
         "official": official,
-        "paper_v1": ("pool", 0.1, "reference", 100, 10, "always"),
-        "released_beta": ("pool", 1e-7, "reference", 100, 10, "always"),
+        "paper_v1": ("pool", 0.1, "reference", 100, 10, "always", late),
+        "released_beta": ("pool", 1e-7, "reference", 100, 10, "always", late),
         "pilot": official,
         "mammoth": official,
     }

@@ -196,7 +196,12 @@ def test_epoch_cosine_and_milestone_change_by_epoch() -> None:
 
 @pytest.mark.parametrize(
     ("schedule", "missing"),
-    [("milestone", "milestone"), ("epoch_cosine", "n_epochs"), ("quarter_cosine", "n_epochs")],
+    [
+        ("milestone", "milestone"),
+        ("epoch_cosine", "n_epochs"),
+        ("quarter_cosine", "n_epochs"),
+        ("quarter_cosine_released", "n_epochs"),
+    ],
 )
 def test_a_schedule_by_epoch_is_not_guessed_at(schedule: str, missing: str) -> None:
     """Without its milestone it would be at a tenth from the first step, or never; without n_epochs at the peak."""

@@ -5,10 +5,10 @@ Source: Smith et al., "CODA-Prompt: COntinual Decomposed Attention-based Prompti
     Gram-Schmidt, no orthogonality penalty. The paper's and the first release's ways are presets.
 Deviations: components grow by a fixed number per task, so that the number of tasks need not be known; published pools
     (M, T) are presets. New rows come from a QR decomposition: the code's own orthogonalisation is not orthogonal once
-    old rows are trained (``ortho=reference``). A task of few batches keeps its last one (``drop_last``). Queries are
-    made in eval mode; the backbone gets no gradients. Old blocks are out of the optimiser: neither weight decay nor
-    momentum moves them. The penalty counts once per step, not once per GPU, and micro-batches are left out: a port
-    forgets all but the last. Unseen classes are never predicted: the head grows.
+    old rows are trained (``ortho=reference``). The learning rate is the printed formula's; the code's falls one epoch
+    later (``schedule=quarter_cosine_released``, in the presets). A task of few batches keeps its last (``drop_last``).
+    Queries are made in eval mode; the backbone gets no gradients, old blocks neither weight decay nor momentum. The
+    penalty counts once per step, not per GPU; no micro-batches. Unseen classes are never predicted: the head grows.
 Use when: a ViT is given and instance-wise prompts shall be learned end to end by the classification loss alone. Domains
     instead of classes, untested by the authors: ``train_logits=seen``.
 Relations: L2P and DualPrompt choose prompts by a match that the classification loss does not train; "L2P++" and
@@ -42,18 +42,18 @@ from perdure.modules.prefix import Components, Orthogonalisation, split_heads
 from perdure.train.loop import ScheduleName
 
 POOL = 2**32 - 1  # the generator of a whole pool's initial values; tasks use their index
-OFFICIAL = {"pool": 100, "tasks": 10, "ortho": "reference", "drop_last": "always"}
+CODE = {"pool": 100, "tasks": 10, "ortho": "reference", "drop_last": "always", "schedule": "quarter_cosine_released"}
 
 
 class CODAPromptConfig(PromptConfig):
     """Settings of CODA-Prompt."""
 
     presets: ClassVar = {
-        "official": OFFICIAL,  # published with epochs=20 on CIFAR-100, 50 on ImageNet-R, 5 on DomainNet
-        "paper_v1": {**OFFICIAL, "init": "pool", "mu": 0.1},
-        "released_beta": {**OFFICIAL, "init": "pool", "mu": 1e-7},  # 0.1, which the code multiplied by 1e-6
-        "pilot": OFFICIAL,  # differs in the stream: natural class order, which its other methods do not get
-        "mammoth": OFFICIAL,  # mu is its product of two weights, both zero
+        "official": CODE,  # published with epochs=20 on CIFAR-100, 50 on ImageNet-R, 5 on DomainNet
+        "paper_v1": {**CODE, "init": "pool", "mu": 0.1},
+        "released_beta": {**CODE, "init": "pool", "mu": 1e-7},  # 0.1, which the code multiplied by 1e-6
+        "pilot": CODE,  # differs in the stream: natural class order, which its other methods do not get
+        "mammoth": CODE,  # mu is its product of two weights, both zero
     }
 
     layers: list[Annotated[int, Field(ge=0)]] = Field(
@@ -70,7 +70,7 @@ class CODAPromptConfig(PromptConfig):
     )
     epochs: int = Field(20, ge=1, description="passes over each task")
     batch_size: int = Field(128, ge=1, description="images per step")
-    schedule: ScheduleName = Field("quarter_cosine", description="of the learning rate; it ends at 0.0157 of it")
+    schedule: ScheduleName = Field("quarter_cosine", description="of the learning rate; released: an epoch later")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of all gradients together; null: no clipping")
     min_scale: float = Field(0.08, gt=0, le=1, description="smallest area a random crop keeps; 1: no crop")
     drop_last: Literal["never", "from_4_batches", "always"] = Field(

@@ -13,7 +13,9 @@ from perdure.errors import ConfigError, TrainingError
 
 B = TypeVar("B")
 OptimizerName = Literal["sgd", "adam", "adamw"]
-ScheduleName = Literal["constant", "cosine", "epoch_cosine", "quarter_cosine", "milestone"]
+ScheduleName = Literal[
+    "constant", "cosine", "epoch_cosine", "quarter_cosine", "quarter_cosine_released", "milestone"
+]  # fmt: skip
 
 OPTIMIZERS: dict[OptimizerName, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -91,8 +93,9 @@ def lr_factor(
     """What the peak learning rate is multiplied by at one step.
 
     ``cosine`` falls to zero over all steps, ``epoch_cosine`` by epoch, so that the last epoch is not at zero yet.
-    ``quarter_cosine`` is cos(99 π e / (200 (K - 1))) in epoch e of K, from 1 down to 0.0157 (CODA-Prompt's released
-    code); constant for K = 1, where that is undefined. ``milestone`` is a tenth from that epoch on.
+    ``quarter_cosine`` is cos(99 π e / (200 (K - 1))) in epoch e of K, from 1 down to 0.0157 (CODA-Prompt's formula);
+    constant for K = 1, where that is undefined. ``quarter_cosine_released`` is CODA-Prompt's code: the same, but one
+    epoch late, at the peak in its first two epochs. ``milestone`` is a tenth from that epoch on.
 
     Args:
         schedule: one of the above, or ``constant``.
@@ -116,7 +119,8 @@ def lr_factor(
         return 0.1 if epoch >= value else 1.0
     if schedule == "epoch_cosine":
         return (1 + math.cos(math.pi * epoch / value)) / 2
-    return math.cos(99 * math.pi * epoch / (200 * (value - 1))) if value > 1 else 1.0
+    shown = epoch if schedule == "quarter_cosine" else max(epoch - 1, 0)
+    return math.cos(99 * math.pi * shown / (200 * (value - 1))) if value > 1 else 1.0
 
 
 def scaled_lr(base: float, batch_size: int) -> float:
