@@ -2,12 +2,13 @@
 
     OMP_NUM_THREADS=1 python benchmarks/batch_effect.py [--data cifar10 caltech101] [--methods l2p dualprompt dap]
 
-Trains recipes/DATA/METHOD_default.yaml under the preset `mammoth`, in which a test batch votes on its prompts, and
-tests the one learned model on all test images of the stream, in batches of 1, 16 and 128, three ways: `class_sorted`
-(all classes, one after another), `by_task` (each task's images tested alone, shuffled) and `shuffled` (all images
-shuffled). `honest` is the run without the preset, from benchmarks/results/prompt_methods.json: its predictions do not
-depend on the batch, so it has one figure. `dap+mask_by_task` is DAP's model tested as its `official_inr` protocol
-has it: the vote also hides all classes outside the task it finds.
+Trains recipes/DATA/METHOD_default.yaml under a preset in which a test batch votes on its prompts (`mammoth`; for DAP
+`official`, but with the key's own loss as a mean, as in the honest run), and tests the one learned model on all test
+images of the stream, in batches of 1, 16 and 128, three ways: `class_sorted` (all classes, one after another),
+`by_task` (each task's images tested alone, shuffled) and `shuffled` (all images shuffled). `honest` is the run without
+the preset, from benchmarks/results/prompt_methods.json: its predictions do not depend on the batch, so it has one
+figure. `dap+mask_by_task` is DAP's model tested as its `official_inr` protocol has it: the vote also hides all classes
+outside the task it finds.
 Finished rows stay in benchmarks/results/batch_effect.json; a call adds what is missing.
 """
 
@@ -32,14 +33,15 @@ RUNS = Path("runs/batch_effect")
 HONEST = Path(__file__).parent / "results" / "prompt_methods.json"
 DATA = ("cifar10", "caltech101")
 METHODS = ("l2p", "dualprompt", "dap", "dap+mask_by_task")
-PRESET = "mammoth"
+MAMMOTH = ("method.preset=mammoth",)
+VOTING = {"l2p": MAMMOTH, "dualprompt": MAMMOTH, "dap": ("method.preset=official", "method.pull_over=mean")}
 BATCHES = (1, 16, 128)
 SEED = 1993
 
 
 def trained(data: str, name: str) -> tuple[PromptMethod[Any], list[LabelledImages]]:
     """The method after the last task, and every task's test images."""
-    overrides = [f"stream.order_seed={SEED}", f"method.preset={PRESET}"]
+    overrides = [f"stream.order_seed={SEED}", *VOTING[name]]
     recipe, out = load_recipe(Path(f"recipes/{data}/{name}_default.yaml"), overrides), RUNS / f"{data}-{name}"
     Runner(recipe, out).run()
     stream, method = recipe.load_stream(), read_method(out)
@@ -88,7 +90,7 @@ def main() -> None:
         found = row(data, name)
         rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
         rows.setdefault(data, {})[name] = found
-        about = {"command": "python benchmarks/batch_effect.py", "preset": PRESET, "order_seed": SEED}
+        about = {"command": "python benchmarks/batch_effect.py", "settings": VOTING, "order_seed": SEED}
         RESULTS.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 

@@ -287,6 +287,19 @@ def test_11_the_mean_query_is_where_the_key_rests() -> None:
     assert all(g is None for g in torch.autograd.grad(term, others, allow_unused=True))
 
 
+@pytest.mark.parametrize("b", [1, 3])
+def test_the_released_key_term_is_the_batch_size_times_the_mean(b: int) -> None:
+    """Section 4: keys (b, 1, D) times queries (b, D) pair every image with every other; their sum is divided by b."""
+    method, _ = begun(1, pull_over="sum", pull=2.0)
+    queries, x = torch.randn(b, D), torch.randn(b, TOKENS, D, dtype=torch.float64)
+    _, term = method._train_features(PromptBatch(x, queries, torch.zeros(b, dtype=torch.long)))
+    chosen = unit(method.keys_.newest.float())[[0] * b][:, None]  # (b, 1, D)
+    pairs = chosen * unit(queries)
+    assert pairs.shape == (b, b, D)
+    torch.testing.assert_close(term, -2.0 * pairs.sum() / b)
+    torch.testing.assert_close(term, -2.0 * b * (unit(queries) @ chosen[0, 0]).mean())
+
+
 def test_12_vit_b_16_learns_363376_numbers_in_ten_tasks() -> None:
     """12: without the head, N = 10, e = 16."""
     sizes = {"img_size": 224, "patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 1 / 768}
@@ -337,23 +350,25 @@ def test_the_defaults_are_the_published_ones(trained: dict[str, Any]) -> None:
     told |= {"weight_decay": 0.0, "clip_norm": 1.0, "n_epochs": 5, "n_steps": 5}
     assert {k: trained[k] for k in told} == told
     c = method.config
-    assert (c.batch_size, c.n_prompts, c.embedding_dim, c.pull, c.mixer_init) == (128, 10, 16, 0.1, "zeros")
+    assert (c.batch_size, c.n_prompts, c.embedding_dim, c.mixer_init) == (128, 10, 16, "zeros")
+    assert (c.pull, c.pull_over) == (0.1, "mean")
     assert (c.min_scale, c.flip, c.select_eval, c.mask_by_task) == (1.0, False, "instance", False)
     assert not method.depends_on_test_batch
     assert c.head_init == "normal_0.02"  # not published: a growing head does not know the number of all classes
 
 
 @pytest.mark.parametrize("preset", ["official", "official_inr", "mammoth"])
-def test_the_presets_vote_and_say_that_they_depend_on_the_batch(preset: str) -> None:
+def test_the_official_presets_vote_and_say_that_they_depend_on_the_batch(preset: str) -> None:
+    """Of mammoth's data sets only one votes, so its preset does not."""
     c = DAPConfig(preset=preset)
-    assert DAP(tiny(), c).depends_on_test_batch
-    assert (c.eval_batch, c.eval_order, c.batch_size, c.head_init) == (128, "stored", 128, "kaiming_fan_out")
+    assert DAP(tiny(), c).depends_on_test_batch == (preset != "mammoth")
+    assert (c.batch_size, c.head_init, c.pull_over) == (128, "kaiming_fan_out", "sum")
     if preset == "official_inr":
         assert (c.optimizer, c.lr, c.epochs, c.pull, c.n_prompts, c.embedding_dim) == ("sgd", 0.25, 20, 2.0, 30, 64)
         assert (c.shuffle, c.last_block_prompts, c.mask_by_task) == (False, False, True)
     else:
-        voting = {"select_eval": "batch_vote", "eval_batch": 128}
-        assert c == DAPConfig(preset=preset, **voting, head_init="kaiming_fan_out")
+        voting = {"select_eval": "batch_vote", "eval_batch": 128} if preset == "official" else {}
+        assert c == DAPConfig(preset=preset, **voting, head_init="kaiming_fan_out", pull_over="sum")
         assert (c.shuffle, c.last_block_prompts, c.mask_by_task) == (True, True, False)
 
 

@@ -3,8 +3,10 @@
 Source: Jung, Han, Bang, Song, "Generating Instance-level Prompts for Rehearsal-free Continual Learning", ICCV 2023.
     Settings of the official code (naver-ai/dap-cl), its weights are timm's vit_base_patch16_224.orig_in21k.
 Deviations: an image finds its task alone. The published test lets a batch of one task's images vote, and for ImageNet-R
-    then hides all other tasks' classes: wherever the vote is right this is task-incremental evaluation. The presets do
-    so (``official``, ``official_inr``, ``mammoth``); call their results TIL-like.
+    then hides all other tasks' classes: wherever the vote is right this is task-incremental evaluation. The presets
+    ``official`` and ``official_inr`` do so; call their results TIL-like.
+    The key's own loss is the batch's mean. The released code pairs every query with every key chosen in the batch: the
+    sum over the batch, 128 times as much (``pull_over=sum``, in the presets), which clipping hands on to all the rest.
     ``mixer_init=zeros`` is the published one and collapses: the rows of a mixer start equal, get equal gradients and
     stay equal, so N prompts are N copies of one. ``normal_1e-2`` makes N count, but is not the published method.
     The optimiser is new at every task and earlier rows are frozen; the official one is kept, and its momentum goes on
@@ -45,19 +47,20 @@ from perdure.modules.prompts import TaskBlocks, best_slots, cosine_match, unit, 
 
 GENERATORS = 2**32 - 1  # the random stream of the generators' initial values; tasks use their index
 HIDDEN = -1e11  # the score of a class outside the chosen task, as published; finite
-PUBLISHED = {"select_eval": "batch_vote", "eval_batch": 128, "head_init": "kaiming_fan_out"}
+RELEASED = {"pull_over": "sum", "head_init": "kaiming_fan_out"}
+VOTING = {**RELEASED, "select_eval": "batch_vote", "eval_batch": 128}
 
 
 class DAPConfig(SelectionConfig):
     """Settings of DAP."""
 
     presets: ClassVar = {
-        "official": PUBLISHED,
+        "official": VOTING,
         "official_inr": {
-            **PUBLISHED, "mask_by_task": True, "optimizer": "sgd", "lr": 0.25, "epochs": 20, "shuffle": False,
+            **VOTING, "mask_by_task": True, "optimizer": "sgd", "lr": 0.25, "epochs": 20, "shuffle": False,
             "n_prompts": 30, "embedding_dim": 64, "pull": 2.0, "last_block_prompts": False,
         },
-        "mammoth": PUBLISHED,
+        "mammoth": RELEASED,  # only one of its data sets votes
     }  # fmt: skip
 
     lr: float = Field(0.01, gt=0, description="learning rate")
@@ -70,6 +73,7 @@ class DAPConfig(SelectionConfig):
     n_prompts: int = Field(10, ge=0, description="prompt tokens per block (N)")
     embedding_dim: int = Field(16, ge=1, description="width of a task embedding (e)")
     pull: float = Field(0.1, ge=0, description="weight of the key's own loss (lambda_sim)")
+    pull_over: Literal["mean", "sum"] = Field("mean", description="of the batch; the released sum is b times as much")
     mixer_init: MixerInit = Field(
         "zeros", description="zeros is published, but its N prompts stay equal; normal_1e-2 lets them differ"
     )
@@ -153,7 +157,8 @@ class DAP(PromptMethod[DAPConfig]):
         features = self.backbone.pool(out)
         if self.config.key_update == "mean":
             return features, features.new_zeros(())
-        return features, -self.config.pull * cosine_match(batch.queries, self.keys_.newest).mean()
+        match = cosine_match(batch.queries, self.keys_.newest)  # (b, 1)
+        return features, -self.config.pull * (match.sum() if self.config.pull_over == "sum" else match.mean())
 
     def _test_features(self, embedded: Float[Tensor, "b n d"], queries: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         prompts = self._prompts(self.embeddings_(), self._test_slots(queries))
