@@ -415,30 +415,6 @@ def test_an_image_scores_the_same_alone_and_in_any_batch() -> None:
     assert torch.equal(method._test_features(embedded[[4, 2]], queries[[4, 2]]), features[[4, 2]])
 
 
-def test_presets_are_the_published_variants() -> None:
-    """Pitfalls 1, 7 and 8, and sections 2 to 5; the default has Gram-Schmidt and no penalty."""
-    names = ("init", "mu", "ortho", "pool", "tasks", "drop_last", "schedule")
-    values = {
-        name: tuple(getattr(CODAPromptConfig(preset=name), n) for n in names)
-        for name in ("default", *CODAPromptConfig.presets)
-    }
-    late = "quarter_cosine_released"
-    official = ("gram_schmidt", 0.0, "reference", 100, 10, "always", late)
-    assert values == {
-        "default": ("gram_schmidt", 0.0, "qr", None, None, "from_4_batches", "quarter_cosine"),
-        "official": official,
-        "paper_v1": ("pool", 0.1, "reference", 100, 10, "always", late),
-        "released_beta": ("pool", 1e-7, "reference", 100, 10, "always", late),
-        "pilot": official,
-        "mammoth": official,
-    }
-    c = CODAPromptConfig()
-    assert (c.layers, c.length, c.components_per_task) == ([0, 1, 2, 3, 4], 8, 10)
-    assert (c.lr, c.scale_lr, c.optimizer, c.schedule, c.weight_decay) == (1e-3, False, "adam", "quarter_cosine", 0)
-    assert (c.epochs, c.batch_size, c.clip_norm, c.min_scale, c.flip) == (20, 128, None, 0.08, True)
-    assert (c.head_init, c.train_logits, c.query_view) == ("torch_linear", "current", "augmented")
-
-
 def test_a_published_pool_is_cut_by_the_number_of_tasks() -> None:
     """Pitfall 2: floor(M/T) components a task, none is an error, and so is a task more."""
     method = coda(pool=7, tasks=2)

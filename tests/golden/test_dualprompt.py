@@ -333,7 +333,7 @@ def test_10_alone_an_image_picks_its_slot_whatever_is_beside_it(stream: Stream) 
 def test_11_parameter_count(preset: str, count: int) -> None:
     """11: D = 768, H = 12 and ten tasks, after which the grown pool has its published size; the head is not counted."""
     method = made(depth=5, dim=768, heads=12, preset=preset, epochs=1, layers_g=[0, 1], layers_e=[2, 3, 4], length_g=5,
-                  length_e=DualPromptConfig(preset=preset).length_e)  # fmt: skip
+                  drop_last="never", length_e=DualPromptConfig(preset=preset).length_e)  # fmt: skip
     stream = small_stream((1,) * 10, train_per_class=1, ids=range(10))
     for task in stream:
         method.fit_task(task)

@@ -21,7 +21,6 @@ from perdure.errors import BackboneError, CheckpointError, ConfigError, NotFitte
 from perdure.methods.dualprompt import RANGES, DualPrompt, DualPromptConfig
 from perdure.modules.prompts import TaskBlocks, unit
 from perdure.run.checkpoint import load_state, save_state
-from perdure.train.loop import scaled_lr
 
 SMALL: dict[str, Any] = {"layers_g": [0], "layers_e": [1], "length_g": 2, "length_e": 2, "epochs": 1}
 STILL: dict[str, Any] = {"min_scale": 1.0, "flip": False}
@@ -56,49 +55,6 @@ def test_every_promise_is_kept_on_a_second_vit() -> None:
     results = check_method(DualPrompt, make_backbone=backbone)
     assert [r for r in results if not r.ok] == []
     assert len(results) == len(CHECKS)
-
-
-@pytest.mark.parametrize(
-    ("preset", "lr", "batch", "epochs", "le", "pull", "clip", "crop", "protocol"),
-    [
-        ("default", 0.0028125, 24, 5, 5, 1.0, 1.0, 0.5, ("instance", 24, "stored", "correct")),
-        ("official_jax", 0.0225, 192, 5, 5, 1.0, 1.0, 0.05, ("batch_vote", 24, "stored", "correct")),
-        ("official_jax_inr", 0.00375, 192, 50, 20, 1.0, 1.0, 0.05, ("instance", 24, "stored", "correct")),
-        ("port", 0.0028125, 24, 5, 5, 1.0, 1.0, 0.05, ("batch_vote", 24, "stored", "scrambled")),
-        ("pilot", 0.001, 24, 5, 5, 0.1, None, 0.05, ("batch_vote", 24, "class_sorted", "scrambled")),
-        ("pilot_inr", 0.001, 24, 10, 5, 0.1, None, 0.05, ("batch_vote", 24, "class_sorted", "scrambled")),
-        ("mammoth", 0.015, 128, 5, 5, 1.0, 1.0, 0.08, ("batch_vote", 128, "stored", "scrambled")),
-    ],
-)
-def test_presets_are_the_published_recipes(
-    preset: str,
-    lr: float,
-    batch: int,
-    epochs: int,
-    le: int,
-    pull: float,
-    clip: float | None,
-    crop: float,
-    protocol: Any,
-) -> None:
-    c = DualPromptConfig(preset=preset)
-    assert (scaled_lr(c.lr, c.batch_size) if c.scale_lr else c.lr) == pytest.approx(lr)
-    assert (c.batch_size, c.epochs, c.length_e, c.pull, c.clip_norm, c.min_scale) == (
-        batch, epochs, le, pull, clip, crop
-    )  # fmt: skip
-    assert (c.select_eval, c.eval_batch, c.eval_order, c.kv_layout) == protocol
-    assert (c.layers_g, c.layers_e, c.length_g, c.top_k, c.copy_prev) == ([0, 1], [2, 3, 4], 5, 1, True)
-    assert (c.optimizer, c.schedule, c.weight_decay, c.train_logits) == ("adam", "constant", 0, "current")
-    jax = preset.startswith("official_jax")
-    assert (c.init, c.head_init) == (("uniform_0_001", "zeros") if jax else ("uniform_pm1", "normal_0.02"))
-    assert set(DualPromptConfig.presets) == {
-        "official_jax",
-        "official_jax_inr",
-        "port",
-        "pilot",
-        "pilot_inr",
-        "mammoth",
-    }
 
 
 def test_a_misspelt_setting_is_refused() -> None:

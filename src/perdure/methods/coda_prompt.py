@@ -53,7 +53,7 @@ class CODAPromptConfig(PromptConfig):
         "paper_v1": {**CODE, "init": "pool", "mu": 0.1},
         "released_beta": {**CODE, "init": "pool", "mu": 1e-7},  # 0.1, which the code multiplied by 1e-6
         "pilot": CODE,  # differs in the stream: natural class order, which its other methods do not get
-        "mammoth": CODE,  # mu is its product of two weights, both zero
+        "mammoth": {**CODE, "drop_last": "never"},  # mu is its product of two weights, both zero
     }
 
     layers: list[Annotated[int, Field(ge=0)]] = Field(

@@ -6,7 +6,7 @@ Deviations: an image picks its E-prompt alone, among the slots of tasks seen; th
     not yet trained, and lets a test batch vote, which tells it the task (``select_eval``). E's keys and values are what
     they are called; every PyTorch port shuffles them over the batch (``kv_layout=scrambled``). A block in both sets
     reads [G; E], as in JAX; the ports drop E. Pools grow, unseen classes are never predicted, the norm that clips is of
-    what learns alone, and crops keep half of an image (the presets: 0.05). No tensor is key and value at once; keys
+    what learns alone, and crops keep half of an image (presets: 0.05, 0.08). No tensor is key and value at once; keys
     serve all E blocks, unlike the CODA repository's variant. ``key_update=mean`` takes queries of the eval view.
     Presets differ in more than the test protocol (``pilot_inr`` trains far less than the paper): do not compare them.
 Use when: a ViT is given, tasks have boundaries, and only a few small tensors may be learned and stored. With domains
@@ -41,7 +41,7 @@ Init = Literal["uniform_pm1", "uniform_0_001", "uniform_0_1"]
 GENERAL = 2**32 - 1  # the generator of G's initial values; tasks use their index
 MEANING = {"layers_g", "layers_e", "length_g", "length_e", "top_k", "kv_layout"}  # of the learned tensors
 RANGES = {"uniform_pm1": (-1.0, 1.0), "uniform_0_001": (0.0, 0.01), "uniform_0_1": (0.0, 1.0)}
-JAX = {"batch_size": 192, "min_scale": 0.05, "init": "uniform_0_001", "head_init": "zeros"}
+JAX = {"batch_size": 192, "min_scale": 0.05, "init": "uniform_0_001", "head_init": "zeros", "drop_last": "always"}
 PORT = {"select_eval": "batch_vote", "kv_layout": "scrambled", "min_scale": 0.05}
 PILOT = {**PORT, "lr": 0.001, "scale_lr": False, "clip_norm": None, "pull": 0.1, "eval_order": "class_sorted"}
 

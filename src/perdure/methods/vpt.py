@@ -8,10 +8,10 @@ Source: Jia et al., "Visual Prompt Tuning", ECCV 2022 (arXiv 2203.12119): *shall
 Deviations: VPT's own settings were searched per data set, with warm-up, so there is no preset of them. The head starts
     small and with biases 0: the official N(0, 2/C) weights (``head_init=kaiming_fan_out``) are noise that Adam's small
     steps do not get rid of, and the bias of -log 99 acts on unseen classes only. Presets keep the published zero
-    prompts, though their rows stay equal for ever; the published [0, 1] images are the backbone's preset ``lamda``, and
-    its learning rate falls per epoch, ours per step. Published shallow settings for ImageNet-R contradict themselves
-    and are left out, as are projected prompts and prompt dropout (off by default) and ``per_task`` prompts, which need
-    the task at test time. Class means add up, so a class that comes again gets the mean of all its images.
+    prompts, though their rows stay equal for ever; the published [0, 1] images are the backbone's preset ``lamda``.
+    Published shallow settings for ImageNet-R contradict themselves and are left out, as are projected prompts and
+    prompt dropout (off by default) and ``per_task`` prompts, which need the task at test time. Class means add up, so
+    a class that comes again gets the mean of all its images.
 Use when: a baseline is wanted between a linear probe and the prompt pools; ``first_task`` where nothing may be
     forgotten and the first task is large.
 Relations: L2P and CODA-Prompt choose prompts by image. SimpleCIL is ``first_task`` without the prompted half.
@@ -47,7 +47,7 @@ from perdure.train.loop import ScheduleName
 PROMPTS = 2**32 - 1  # the generator of the prompts' initial values; tasks use their index
 APER: dict[str, Any] = {
     "mode": "first_task", "length": 5, "init": "zeros", "head": "cosine", "head_init": "torch_linear",
-    "optimizer": "sgd", "weight_decay": 5e-4, "min_scale": 0.05,
+    "optimizer": "sgd", "weight_decay": 5e-4, "schedule": "epoch_cosine", "min_scale": 0.05,
 }  # fmt: skip
 
 
