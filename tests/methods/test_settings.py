@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from typing import Any, get_args
 
 import pytest
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -15,6 +16,48 @@ from tiny_vit import tiny
 
 WITH_SCHEDULE = [name for name in methods.names() if "schedule" in methods.get(name).Config.model_fields]
 TRAINED = [name for name in methods.names() if "epochs" in methods.get(name).Config.model_fields]
+
+Bounds = tuple[list[Any], list[Any]]  # the nearest values that are refused, and the last ones that are taken
+COUNT: Bounds = ([0, 0.5], [1, 10**6])
+FROM_0: Bounds = ([-1], [0, 10**6])
+POSITIVE: Bounds = ([0.0], [1e-12, 1e9])
+NOT_NEGATIVE: Bounds = ([-1e-12], [0.0, 1e9])
+SHARE: Bounds = ([-1e-12, 1 + 1e-12], [0.0, 1.0])
+SHARE_ABOVE_0: Bounds = ([0.0, 1 + 1e-12], [1e-12, 1.0])
+SHARE_BELOW_1: Bounds = ([-1e-12, 1.0], [0.0, 1 - 1e-12])
+SHARE_BETWEEN: Bounds = ([0.0, 1.0], [1e-12, 1 - 1e-12])
+BOUNDS: dict[str, Bounds] = {  # by field, or by method and field where a method has its own
+    "align_batch": COUNT, "align_epochs": FROM_0, "align_lr": POSITIVE, "alpha": NOT_NEGATIVE, "batch_size": COUNT,
+    "beta": NOT_NEGATIVE, "beta1": SHARE_BELOW_1, "beta2": SHARE_BELOW_1, "clip_norm": POSITIVE,
+    "components_per_task": COUNT, "embedding_dim": COUNT, "epochs": COUNT, "eval_batch": COUNT, "head_lr": POSITIVE,
+    "layers": ([[-1], [0, -1], []], [[0], [10**6, 0]]), "layers_e": ([[]], [[0], [1, 0]]),
+    "layers_g": ([[0.5]], [[], [0], [1, 0]]), "length": COUNT, "coda_prompt.length": ([0, 1, 3], [2, 4]),
+    "length_e": COUNT, "length_g": COUNT, "lr": POSITIVE, "mean_decay": SHARE, "merge": SHARE_BELOW_1,
+    "milestone": COUNT, "min_scale": SHARE_ABOVE_0, "mu": NOT_NEGATIVE, "n_prompts": FROM_0, "pool": COUNT,
+    "power": SHARE, "projection_dim": FROM_0, "prompt_length": COUNT, "pull": NOT_NEGATIVE, "rank": COUNT,
+    "reg": NOT_NEGATIVE, "ridge": NOT_NEGATIVE, "ridge_value": POSITIVE, "samples": COUNT,
+    "shrink_diagonal": NOT_NEGATIVE, "shrink_off_diagonal": NOT_NEGATIVE, "sim_temperature": POSITIVE, "slow": SHARE,
+    "tasks": COUNT, "tau": NOT_NEGATIVE, "top_k": COUNT, "train_vote_group": COUNT,
+    "validation_fraction": SHARE_BETWEEN, "weight_decay": NOT_NEGATIVE,
+}  # fmt: skip
+MIN_SCALE = {
+    "aper": 0.05, "coda_prompt": 0.08, "dap": 1.0, "dualprompt": 0.5, "ease": 0.05, "fecam": 0.05, "finetune": 0.5,
+    "l2p": 0.5, "mos": 0.05, "mos_release": 0.05, "ranpac": 0.05, "slca": 0.5, "vpt": 0.5,
+}  # fmt: skip
+
+
+def is_number(annotation: Any) -> bool:
+    """Whether a field holds a number, or none or more of them."""
+    return annotation in (int, float) or any(map(is_number, get_args(annotation)))
+
+
+def number_fields(name: str) -> list[str]:
+    """The settings of a method that hold numbers."""
+    return [f for f, info in methods.get(name).Config.model_fields.items() if is_number(info.annotation)]
+
+
+def key_of(name: str, field: str) -> str:
+    return f"{name}.{field}" if f"{name}.{field}" in BOUNDS else field
 
 
 def rates_of(name: str, **settings: Any) -> tuple[Method[Any], list[list[float]]]:
@@ -60,3 +103,27 @@ def test_a_cosine_counts_the_short_last_batch_as_a_step(name: str) -> None:
     _, rates = rates_of(name, epochs=1, **schedule)
     assert len(rates) == 2
     assert rates[1] == pytest.approx([peak / 2 for peak in rates[0]], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_number_is_taken_up_to_its_bounds_and_refused_beyond(name: str) -> None:
+    config = methods.get(name).Config
+    for field in number_fields(name):
+        refused, taken = BOUNDS[key_of(name, field)]
+        for value in refused:
+            with pytest.raises(RecipeError, match=rf"^{config.__name__}: {field}[. ].* but got ") as error:
+                load(config, {field: value})
+            assert repr(value[-1] if isinstance(value, list) and value else value) in str(error.value)
+        for value in taken:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".* is never reached in ")
+                assert getattr(load(config, {field: value}), field) == value
+
+
+def test_no_bound_is_told_of_a_setting_that_no_method_has() -> None:
+    assert {key_of(name, field) for name in methods.names() for field in number_fields(name)} == set(BOUNDS)
+
+
+def test_the_smallest_crop_by_method() -> None:
+    fields = {name: methods.get(name).Config.model_fields for name in methods.names()}
+    assert {name: f["min_scale"].default for name, f in fields.items() if "min_scale" in f} == MIN_SCALE
