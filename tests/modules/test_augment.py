@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.functional import hflip, resized_crop
 
-from perdure.modules.augment import random_crop_flip
+from perdure.modules import augment
+from perdure.modules.augment import crop_boxes, random_crop_flip
 
 
 def noise(n: int, side: int = 12, seed: int = 0) -> torch.Tensor:
@@ -83,7 +88,8 @@ def test_without_flips_no_image_is_mirrored() -> None:
     ramp = torch.arange(64, dtype=torch.uint8).mul(4).expand(64, 3, 64, 64).contiguous()  # brightness tells the column
     out = random_crop_flip(ramp, rng, min_scale=0.25, flip=False)
     assert (out[:, 0, 0, 0] < out[:, 0, 0, -1]).all()
-    assert len({image.numpy().tobytes() for image in out}) == 64, "crops are drawn as ever"
+    out = random_crop_flip(noise(1, side=64).expand(64, -1, -1, -1).contiguous(), rng, min_scale=0.25, flip=False)
+    assert len({image.numpy().tobytes() for image in out}) > 60, "crops are drawn as ever"
 
 
 def test_flips_change_nothing_but_the_side() -> None:
@@ -96,3 +102,89 @@ def test_flips_change_nothing_but_the_side() -> None:
     mirrored = ((plain.flip(-1).int() - flipped).abs() <= 1).flatten(1).all(1)
     assert (same ^ mirrored).all()
     assert 2 < same.sum() < 14
+
+
+def torchvisions(n: int, height: int, width: int, min_scale: float, seed: int) -> torch.Tensor:
+    """As many boxes of torchvision's own, in the order left, top, width, height."""
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = [RandomResizedCrop.get_params(image, [min_scale, 1], [3 / 4, 4 / 3]) for _ in range(n)]
+    return torch.tensor([(left, top, w, h) for top, left, h, w in drawn])
+
+
+SHARES = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
+KINDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "area": lambda box: (box[:, 2] * box[:, 3]).double() / 224**2,
+    "aspect": lambda box: (box[:, 2] / box[:, 3]).double().log(),
+    "left, as a share of what is free": lambda box: (box[:, 0] / (224 - box[:, 2]).clamp(min=1)).double(),
+    "top, as a share of what is free": lambda box: (box[:, 1] / (224 - box[:, 3]).clamp(min=1)).double(),
+}
+
+
+@pytest.mark.parametrize("min_scale", [0.05, 0.5, 0.7])
+def test_boxes_are_distributed_as_torchvisions(min_scale: float) -> None:
+    ours = crop_boxes(20_000, 224, 224, torch.Generator().manual_seed(0), min_scale=min_scale)
+    theirs = torchvisions(4_000, 224, 224, min_scale, seed=0)
+    for kind, of in KINDS.items():
+        a, b = of(ours), of(theirs)
+        assert abs(a.mean() - b.mean()) < 0.015, kind
+        torch.testing.assert_close(a.quantile(SHARES), b.quantile(SHARES), atol=0.035, rtol=0, msg=kind)
+    large = [float((KINDS["area"](box) > 0.9).double().mean()) for box in (ours, theirs)]
+    assert large[0] == pytest.approx(large[1], abs=0.02)
+    if min_scale == 0.05:  # as published; aiming every draw at its area would give 0.527 and 0.107
+        assert float(KINDS["area"](ours).mean()) == pytest.approx(0.466, abs=0.006)
+        assert large[0] == pytest.approx(0.022, abs=0.004)
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (9, 30), (30, 9)])
+def test_boxes_are_whole_pixels_within_the_image_and_reach_its_edges(shape: tuple[int, int]) -> None:
+    height, width = shape
+    left, top, w, h = crop_boxes(3_000, height, width, torch.Generator().manual_seed(0), min_scale=0.05).unbind(1)
+    assert (min(left), min(top)) == (0, 0)
+    assert (max(left + w), max(top + h)) == (width, height)
+    assert min(w) >= 1
+    assert min(h) >= 1
+    assert set(left[w == width - 2].tolist()) <= {0, 1, 2}
+    if height == width:
+        assert set(left[w == width - 2].tolist()) == {0, 1, 2}, "the last place is taken as often as the others"
+
+
+@pytest.mark.parametrize("shape", [(224, 224), (40, 300), (300, 40), (60, 90)])
+def test_a_box_that_never_fits_is_torchvisions_middle(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment, "TRIES", 1)
+    ours = crop_boxes(200, *shape, torch.Generator().manual_seed(0), min_scale=1.0)
+    middle = torchvisions(20, *shape, 1.0, seed=0).mode(0).values
+    assert torch.equal(ours.mode(0).values, middle)
+
+
+def test_the_first_of_ten_boxes_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = torch.full((2, 10, 3), 0.5, dtype=torch.float64)
+    draws[0, 0], draws[1, 0] = 1.0, 0.9  # of the whole area and oblong: does not fit
+    draws[0, 1, 0], draws[0, 2, 0] = 0.2, 0.1
+    draws[0, :, 1], draws[1, :, 1] = 1.0, 0.9  # never fits
+    draws[0, 9, 2], draws[0, :9, 2], draws[1, :9, 2] = 0.25, 1.0, 0.1  # fits at last
+    given = [draws, torch.tensor([[0.0, 0, 0], [0.99, 0, 0.5]], dtype=torch.float64)]
+    monkeypatch.setattr(torch, "rand", lambda *sizes, **options: given.pop(0))
+    boxes = crop_boxes(3, 100, 100, torch.Generator(), min_scale=0.01)
+    side = [round(100 * (0.01 + 0.99 * share) ** 0.5) for share in (0.2, 0.25)]
+    assert boxes[0].tolist() == [0, int(0.99 * (101 - side[0])), side[0], side[0]]
+    assert boxes[1].tolist() == [0, 0, 100, 100]
+    assert boxes[2].tolist() == [0, int(0.5 * (101 - side[1])), side[1], side[1]]
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("shape", [(32, 32), (20, 48)])
+def test_pixels_are_torchvisions(shape: tuple[int, int], flip: bool) -> None:
+    """A cut box, resized: what lies beside the box is not read."""
+    height, width = shape
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, 3, height, width), dtype=torch.uint8, generator=rng)
+    out = random_crop_flip(images, torch.Generator().manual_seed(1), min_scale=0.05, flip=flip)
+    rng = torch.Generator().manual_seed(1)
+    boxes = crop_boxes(40, height, width, rng, min_scale=0.05)
+    mirrored = (torch.rand(40, generator=rng) < 0.5).tolist()
+    for image, found, (left, top, w, h), mirror in zip(images, out, boxes.tolist(), mirrored, strict=True):
+        cut = resized_crop(image, top, left, h, w, [height, width], InterpolationMode.BILINEAR, antialias=True)
+        expected = hflip(cut) if mirror and flip else cut
+        assert (found.int() - expected.int()).abs().max() <= 1
