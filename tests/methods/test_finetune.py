@@ -79,3 +79,18 @@ def test_the_crop_scale_matters(backbone: Backbone, stream: Stream) -> None:
 def _pixels(stream: Stream) -> torch.Tensor:
     image = torch.from_numpy(np.array(stream.test(0).source.read(0).resize((160, 160))))
     return image.permute(2, 0, 1)[None]
+
+
+def test_images_are_cropped_and_flipped_or_only_flipped(backbone: Backbone, stream: Stream) -> None:
+    task = stream[0]
+    (plain,) = [x for _, x in task.train.batches(backbone.preprocess, len(task.train))]
+    for min_scale in (0.3, 1.0):
+        method = Finetune(backbone, FinetuneConfig(min_scale=min_scale, batch_size=len(task.train)))
+        method.classes_ = list(task.classes)
+        rng = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(0))
+        (batch,) = method._epoch(task, rng, 0)
+        same = (batch.images == plain[order]).flatten(1).all(1)
+        mirrored = (batch.images == plain[order].flip(-1)).flatten(1).all(1)
+        assert (same | mirrored).all() if min_scale == 1 else not (same | mirrored).any()
+        assert 2 < mirrored.sum() < 14 or min_scale < 1
