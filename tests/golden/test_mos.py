@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import BackboneError
 from perdure.methods import mos as module
 from perdure.methods.mos import MOS, MOSConfig
-from perdure.modules.gaussians import Gaussians
+from perdure.modules.gaussians import Gaussians, sampled_epoch
 from perdure.modules.heads import GrowingLinear, cosine_scores
 from perdure.modules.losses import masked_cross_entropy, own_index_loss
 from perdure.modules.merging import pull_
@@ -244,7 +245,10 @@ def test_12_centroids_are_slots_of_their_class(
     plain = module.align
     monkeypatch.setattr(module, "align", lambda *a, **options: given.append(options) or plain(*a, **options))
     method, one_each = (fitted(mos(backbone, store, gaussian=g), tasks) for g in ("centroids", "variance"))
-    assert method.slot_columns_ == [column for column in range(4) for _ in range(10)]
+    lone = method.gaussians_.counts == 1
+    columns = torch.arange(4).repeat_interleave(10)
+    assert lone.any(), "ten clusters of fourteen images"
+    assert method.slot_columns_ == columns.where(~lone, -1).tolist()
     assert one_each.slot_columns_ == list(range(4))
     counts, sums = method.gaussians_.counts, method.gaussians_.means * method.gaussians_.counts[:, None]
     assert counts.min() >= 1
@@ -254,6 +258,41 @@ def test_12_centroids_are_slots_of_their_class(
     assert [(o["samples"], o["batch_size"], o["diagonal"]) for o in given] == [(2, 20, True), (20, 20, True)]
     resumed = mos(backbone, store, gaussian="centroids").load_state_dict(method.state_dict())
     assert torch.equal(resumed.predict(tasks.test(1)), method.predict(tasks.test(1)))
+
+
+def test_12_a_centroids_variance_is_over_n_and_single_images_are_left_out(
+    backbone: Backbone, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the released code has it: numpy's variance of each cluster, and clusters without variance not sampled from."""
+    rows = torch.randn(24, 64, generator=torch.Generator().manual_seed(0))
+    groups = [rows[:6], rows[6:8] + 50, rows[8:9] + 100, rows[9:] + 150]
+    monkeypatch.setattr(module, "clusters", lambda rows, k, seed: groups if k == 10 else [rows])
+    tasks = class_incremental(synthetic_dataset(IDS[:2], train_per_class=24, test_per_class=1), (1, 1), IDS[:2])
+    method = fitted(mos(backbone, store, gaussian="centroids", align_epochs=0), tasks[:1])
+    assert method.slot_columns_ == [0, 0, -1, 0]
+    assert method.gaussians_.counts.tolist() == [6, 2, 1, 15]  # all are old means of the next task's loss
+    for slot, part in enumerate(groups):
+        expected = np.var(part.double().numpy(), axis=0)
+        found = method.gaussians_.covariance(slot).diag().numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+    z = method.gaussians_.sample(0, 20_000, torch.Generator().manual_seed(0), diagonal=True)
+    torch.testing.assert_close(z.var(0), groups[0].double().var(0, correction=0), rtol=0.06, atol=0)
+    drawn = sampled_epoch(method.gaussians_, method.slot_columns_, 5, torch.Generator(), batch_size=99, n_steps=9)
+    z, of = next(drawn)
+    assert of.tolist() == [0] * 15
+    near = torch.cdist(z.double(), method.gaussians_.means).argmin(1)
+    assert sorted(near.tolist()) == [0] * 5 + [1] * 5 + [3] * 5
+    resumed = mos(backbone, store, gaussian="centroids").load_state_dict(method.state_dict())
+    assert torch.equal(resumed.gaussians_.covariance(0), method.gaussians_.covariance(0))
+    whole = fitted(mos(backbone, store, gaussian="variance", align_epochs=0), tasks[:1])
+    own = whole.views[0].features(torch.cat([x for _, x in tasks[0].train.batches(backbone.preprocess, 24)]))
+    torch.testing.assert_close(whole.gaussians_.covariance(0), torch.cov(own.double().T), atol=1e-5, rtol=0)
+
+
+def test_12_a_class_of_few_images_keeps_its_clusters_of_one(backbone: Backbone, store: FeatureStore) -> None:
+    method = fitted(mos(backbone, store, gaussian="centroids"), stream((2, 2)))  # four images, four clusters
+    assert method.gaussians_.counts.tolist() == [1] * 16
+    assert method.slot_columns_ == [column for column in range(4) for _ in range(4)]
 
 
 def test_13_one_task_is_adapter_0_alone(backbone: Backbone, store: FeatureStore) -> None:

@@ -6,9 +6,10 @@ Deviations: the method as described, not as released. There, the pull towards th
     forward pass once per block, changes stored adapters in tests (so that predictions depend on what was tested
     before), and moves the statistics; prototypes of later tasks have dropout. Here it is one pull per step
     (``merge_every``), and stored adapters never change; expect other figures than the released logs, which
-    ``mos_release`` is for. The head grows, and rows of older classes are out of weight decay's reach while a
-    task trains. Gaussians are sampled through factors of float64 scatters. A class that comes again gets one more
-    Gaussian and keeps its first task. With ``gaussian=centroids`` a class has as many samples as without.
+    ``mos_release`` is for. The head grows; rows of older classes are out of weight decay's reach while a task trains.
+    Gaussians are sampled through factors of float64 scatters. A class that comes again gets one more and keeps its
+    first task. ``gaussian=centroids`` draws no more samples than without (the release ten times as many, most unused);
+    clusters of one image give none, as released, unless the class has no other.
 Use when: tasks differ, and one or two adapters per image are affordable, not one per task. Relations: EASE adds up all
     adapters; SLCA aligns heads in the same way, with a normalisation.
 Cost: ``epochs`` training passes per image, one more for its Gaussian and one in A_0's space; a test image passes A_0
@@ -70,8 +71,7 @@ class MOSConfig(TuningConfig):
     align_lr: float = Field(0.005, gt=0, description="its peak learning rate, SGD, falling by epoch")
     samples: int = Field(5, ge=1, description="per class and epoch, and per step, in units of batch_size")
     gaussian: Literal["covariance", "variance", "centroids"] = Field(
-        "covariance",
-        description="what samples vary by; centroids: ten means per class (k-means), a variance around each",
+        "covariance", description="of samples; centroids: ten means per class, and the variance (over n) around each"
     )
     ridge: float = Field(1e-4, ge=0, description="added to all variances")
     ensemble: bool = Field(True, description="add the scores of class means in the first adapter's space")
@@ -100,10 +100,10 @@ class MOS(AdapterMethod[MOSConfig]):
         self.head_ = GrowingLinear(backbone.dim).to(backbone.device)
         self.counts_ = torch.zeros(0, dtype=torch.long)
         self.sums_ = torch.zeros(0, backbone.dim, dtype=torch.float64)  # in A_0's space, (classes, d)
-        self.gaussians_ = Gaussians(backbone.dim)  # one per class (or centroid) and task, under that task's adapter
-        self.slot_columns_: list[int] = []  # of each Gaussian
-        self.task_of_: list[int] = []  # of each column: when the class came first
         self._centroids = CENTROIDS if self.config.gaussian == "centroids" else 1  # per class
+        self.gaussians_ = Gaussians(backbone.dim, ddof=int(self._centroids == 1))  # under each class's own adapter
+        self.slot_columns_: list[int] = []  # of each Gaussian; -1: the head is not aligned on it
+        self.task_of_: list[int] = []  # of each column: when the class came first
 
     def _add_adapter(self, task: int) -> None:
         super()._add_adapter(task)
@@ -162,18 +162,18 @@ class MOS(AdapterMethod[MOSConfig]):
     def _add_statistics(self, task: Task, columns: Int[Tensor, " n"]) -> None:
         rows, width = self._embedded(task.index, task.train), len(self.classes_)
         for column in columns.unique().tolist():
-            for part in clusters(rows[columns == column], self._centroids, self.seed):
+            parts = clusters(rows[columns == column], self._centroids, self.seed)
+            for part in parts:
                 self.gaussians_.grow(len(self.gaussians_) + 1)
                 self.gaussians_.add(len(self.gaussians_) - 1, part)
-                self.slot_columns_ = [*self.slot_columns_, column]
+                alone = len(part) == 1 < max(map(len, parts))
+                self.slot_columns_ = [*self.slot_columns_, -1 if alone else column]
         self.sums_ = add_class_sums(self.sums_, columns, self._embedded(0, task.train), width)
         self.counts_ = add_class_counts(self.counts_, columns, width)
 
     def _embedded(self, task: int, data: LabelledImages) -> Float[Tensor, "n d"]:
         """Training images under a task's adapter."""
         return self.store.features(self.views[task], data, label="train features")[:]
-
-    # --- testing
 
     def scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
         """As in :class:`Method`; an image passes the adapters that its guesses visit, each of them once ever."""

@@ -46,13 +46,15 @@ class Gaussians(nn.Module):
 
     Args:
         dim: feature size d.
+        ddof: what is taken from n in a variance's divisor.
     """
 
     counts: Tensor
     means: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, ddof: int = 1) -> None:
         super().__init__()
+        self.ddof = ddof
         self.register_buffer("counts", torch.zeros(0, dtype=torch.long))  # n_c, (classes,)
         self.register_buffer("means", torch.zeros(0, dim, dtype=torch.float64))  # m_c, (classes, d)
         self.factors: list[Tensor] = []  # R_c, (min(n_c, d), d)
@@ -84,8 +86,8 @@ class Gaussians(nn.Module):
             mean, before = x.mean(0), self.deviation(column)
             self._merge(column, len(x), mean, x - mean)
             if halve and len(x) > 1 and len(before):
-                z = torch.cat([before, (x - mean) / (len(x) - 1) ** 0.5]) / 2**0.5
-                factor = torch.linalg.qr(z * (int(self.counts[column]) - 1) ** 0.5, mode="r").R
+                z = torch.cat([before, (x - mean) / (len(x) - self.ddof) ** 0.5]) / 2**0.5
+                factor = torch.linalg.qr(z * (int(self.counts[column]) - self.ddof) ** 0.5, mode="r").R
                 self.factors = [*self.factors[:column], factor, *self.factors[column + 1 :]]
 
     def merge(self, other: Gaussians) -> None:
@@ -111,16 +113,16 @@ class Gaussians(nn.Module):
         self.factors = [*self.factors[:column], factor[:rows].clone(), *self.factors[column + 1 :]]
 
     def deviation(self, column: int) -> Float[Tensor, "k d"]:
-        """Z with ``ZᵀZ`` the covariance (divisor n - 1); no rows for a class of one image.
+        """Z with ``ZᵀZ`` the covariance (divisor n - ddof); no rows for a class of one image.
 
         Args:
             column: which class.
         """
         n = int(self.counts[column])
-        return self.factors[column] / (n - 1) ** 0.5 if n > 1 else self.factors[column][:0]
+        return self.factors[column] / (n - self.ddof) ** 0.5 if n > 1 else self.factors[column][:0]
 
     def covariance(self, column: int) -> Float[Tensor, "d d"]:
-        """With divisor n - 1; zero for a class of one image."""
+        """With divisor n - ddof; zero for a class of one image."""
         z = self.deviation(column)
         return z.T @ z
 
@@ -192,7 +194,7 @@ def sampled_epoch(
 
     Args:
         gaussians: where from.
-        columns: of each Gaussian.
+        columns: of each Gaussian; below 0: it is left out.
         n: samples per Gaussian.
         rng: a CPU generator.
         batch_size: samples per step.
@@ -201,11 +203,12 @@ def sampled_epoch(
         ridge: as for :meth:`Gaussians.sample`.
         diagonal: as for :meth:`Gaussians.sample`.
     """
+    slots = [slot for slot, column in enumerate(columns) if column >= 0]
     drawn = [
         gaussians.sample(slot, n, rng, ridge=ridge, scale=scales[slot] if scales else 1.0, diagonal=diagonal).float()
-        for slot in range(len(gaussians))
+        for slot in slots
     ]
-    z, of = torch.cat(drawn), torch.tensor(columns).repeat_interleave(n)
+    z, of = torch.cat(drawn), torch.tensor([columns[slot] for slot in slots]).repeat_interleave(n)
     for positions in torch.randperm(len(z), generator=rng).split(batch_size)[:n_steps]:
         yield z[positions], of[positions]
 

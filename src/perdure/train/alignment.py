@@ -36,7 +36,7 @@ def align(
     Args:
         head: of all classes seen.
         gaussians: of features, one or more per class.
-        columns: of each Gaussian.
+        columns: of each Gaussian; below 0: it is left out.
         rng: a CPU generator.
         epochs: with fresh samples each.
         lr: peak learning rate.
