@@ -81,7 +81,8 @@ def test_a_folder_of_domains_is_recognised(tmp_path: Path) -> None:
 def test_corrupt_files_are_all_named_before_anything_starts(tmp_path: Path) -> None:
     picture(tmp_path / "a" / "good.png")
     reasons = spoil(tmp_path / "a")
-    with pytest.raises(DataError, match="5 image files must be readable") as caught:
+    message = r"data: each of 5 image files must be readable \(4 are not\), but got"
+    with pytest.raises(DataError, match=message) as caught:
         load_dataset(tmp_path)
     lines = str(caught.value).splitlines()
     for path, reason in reasons.items():
@@ -90,12 +91,14 @@ def test_corrupt_files_are_all_named_before_anything_starts(tmp_path: Path) -> N
     assert " object at 0x" not in str(caught.value)
 
 
-def test_one_corrupt_file_is_named_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("n_good", "told"), [(0, "the image file"), (1, "each of 2 image files")])
+def test_one_corrupt_file_is_named_too(tmp_path: Path, n_good: int, told: str) -> None:
     bad = tmp_path / "bad.png"
     bad.touch()
+    good = [picture(tmp_path / "good.png")][:n_good]
     with pytest.raises(DataError) as caught:
-        refuse_corrupt(check_files([bad]))
-    assert f"'{bad}: empty file'" in str(caught.value)
+        refuse_corrupt(check_files([*good, bad]))
+    assert f"data: {told} must be readable (1 is not), but got '{bad}: empty file'" in str(caught.value)
 
 
 def test_a_file_that_cannot_be_read_has_a_problem(tmp_path: Path) -> None:

@@ -150,7 +150,9 @@ def refuse_corrupt(files: Sequence[CheckedFile]) -> None:
     bad = [f"{f.path}: {f.problem}" for f in files if f.problem is not None]
     if bad:
         hint = "Repair or remove them, or set skip_corrupt=true to leave them out and record it"
-        raise DataError("data", f"{len(files)} image files", "readable", bad if len(bad) > 1 else bad[0], hint)
+        name = f"each of {len(files)} image files" if len(files) > 1 else "the image file"
+        must_be = f"readable ({len(bad)} {'is' if len(bad) == 1 else 'are'} not)"
+        raise DataError("data", name, must_be, bad if len(bad) > 1 else bad[0], hint)
 
 
 def _decoding_problem(data: bytes) -> str | None:
