@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
@@ -86,6 +87,19 @@ def test_show_explains_methods_data_backbones_and_recipes(perdure: Call, tmp_pat
     code, _, error = perdure("show", "ranpak")
     assert code == 2
     assert "Did you mean 'ranpac'" in error
+
+
+def test_an_alias_is_shown_but_never_listed(perdure: Call) -> None:
+    assert methods.aliases()
+    for alias, name in methods.aliases().items():
+        assert perdure("show", alias) == perdure("show", name)
+    mistyped = [["show", "adan"], ["check", "adan"], ["run", *TINY, "-s", "method.name=adan"]]
+    errors = [perdure(*command)[2] for command in mistyped]
+    assert all("Did you mean 'aper'?" in error for error in errors)
+    for text in (*errors, perdure("run", *TINY)[2], perdure("ls", "methods")[1]):
+        words = set(re.findall(r"\w+", text))
+        assert set(methods.names()) <= words
+        assert not set(methods.aliases()) & words
 
 
 def test_run_prints_table_report_and_the_command_that_repeats_it(perdure: Call, tmp_path: Path) -> None:

@@ -107,5 +107,13 @@ def test_at_most_three_close_names_the_closest_first() -> None:
     assert did_you_mean("alpha", names).split("?")[0].count("'alpha") == 3
 
 
+def test_an_alias_stands_for_its_name_once() -> None:
+    names = ["aper", "joint", "ada_x"]
+    assert did_you_mean("adam1", names, {"adam": "aper", "adam2": "aper"}) == (
+        "Did you mean 'aper' or 'ada_x'? Known: ada_x, aper, joint"
+    )
+    assert did_you_mean("aper", ["aper"], {"aper": "another"}).startswith("Did you mean 'aper'?"), "names come first"
+
+
 def test_the_beginning_of_a_long_name_finds_it() -> None:
     assert "'vit_base_patch16_224.augreg_in21k'" in did_you_mean("vit_base", ["vit_base_patch16_224.augreg_in21k"])

@@ -99,6 +99,19 @@ def test_an_alias_is_found_but_not_listed_and_is_taken() -> None:
     assert things.names() == ["x"], "nothing is filed under the other name either"
 
 
+def test_an_alias_is_told_to_nobody_but_leads_to_its_name() -> None:
+    things: Registry[int] = Registry("method")
+    things.register("aper", "adam")(1)
+    things.register("joint")(2)
+    assert "adam" in things
+    assert "adan" not in things
+    assert things.aliases() == {"adam": "aper"}
+    with pytest.raises(UnknownNameError, match=r"got 'adan'\. Did you mean 'aper'\? Known: aper, joint\."):
+        things.get("adan")
+    with pytest.raises(UnknownNameError, match=r"got 'zzz'\. Known: aper, joint\."):
+        things.get("zzz")
+
+
 def test_a_second_thread_waits_until_all_is_discovered(monkeypatch: pytest.MonkeyPatch) -> None:
     things: Registry[int] = Registry("thing")
     started, go_on = threading.Event(), threading.Event()

@@ -81,13 +81,13 @@ def show(
     """Explain a method with all its settings, a backbone, a data set, or a recipe with every default written out."""
     if Path(name).suffix in (".yaml", ".yml"):
         out.print(escape(yaml.safe_dump(load_recipe(Path(name), overrides or []).values(), sort_keys=False)))
-    elif name in methods.names():
+    elif name in methods:
         kind = methods.get(name)
         out.print(escape(inspect.getdoc(sys.modules[kind.__module__]) or ""))
         _print_settings(
             f"Settings (-s method.KEY=VALUE; presets: {', '.join(kind.Config.presets) or 'none'})", kind.Config
         )
-    elif name in datasets.names():
+    elif name in datasets:
         out.print(escape(inspect.getdoc(datasets.get(name)) or ""))
         _print_settings("Settings (-s stream.KEY=VALUE)", StreamConfig)
     elif name in BUILT_IN or "." in name or "_" in name:
@@ -102,10 +102,8 @@ def show(
             _print_table("Its weights", ("fact", ""), list(read_weights(WEIGHTS)[1].items()))
         _print_settings("Settings (-s backbone.KEY=VALUE)", BackboneConfig)
     else:
-        known = [*methods.names(), *datasets.names(), *BUILT_IN]
-        raise UnknownNameError(
-            "perdure show", "name", "a method, backbone, data set or recipe", name, did_you_mean(name, known)
-        )
+        hint = did_you_mean(name, [*methods.names(), *datasets.names(), *BUILT_IN], methods.aliases())
+        raise UnknownNameError("perdure show", "name", "a method, backbone, data set or recipe", name, hint)
 
 
 @app.command()

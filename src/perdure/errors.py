@@ -7,7 +7,7 @@ The command line exits with the error's ``exit_code``: 2 when the request was wr
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 
@@ -118,16 +118,18 @@ class CheckpointError(PerdureError):
     """A saved state that does not fit."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], aliases: Mapping[str, str] | None = None) -> str:
     """One next step for an unknown name: close matches first, then what is known if that is a short list.
 
     Args:
         word: what was asked for.
-        known: every accepted name.
+        known: every name to tell.
+        aliases: other accepted words, each with the known name it stands for: a word close to one points to that name.
     """
     names = sorted(known)
-    scored = sorted(((_likeness(word, n), n) for n in names), key=lambda pair: (-pair[0], len(pair[1]), pair[1]))
-    close = [repr(name) for score, name in scored[:3] if score >= 0.6]
+    means = {**(aliases or {}), **{name: name for name in names}}
+    scored = sorted(((_likeness(word, n), n) for n in means), key=lambda pair: (-pair[0], len(pair[1]), pair[1]))
+    close = list(dict.fromkeys(repr(means[n]) for score, n in scored if score >= 0.6))[:3]
     everything = f"Known: {', '.join(names)}" if len(names) <= 40 else f"{len(names)} names are known"
     return f"Did you mean {' or '.join(close)}? {everything}" if close else everything
 

@@ -30,7 +30,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, package: str | None = None, group: str | None = None) -> None:
         self.kind, self._package, self._group = kind, package, group
         self._things: dict[str, T] = {}
-        self._aliases: set[str] = set()
+        self._aliases: dict[str, str] = {}
         self._discovered = False
         self._lock = threading.RLock()
 
@@ -50,7 +50,7 @@ class Registry(Generic[T]):
                 if self._things.get(each, thing) is not thing:
                     raise ConfigError(f"{self.kind} registry", "name", "unused", each, "Choose another name")
             self._things |= dict.fromkeys((name, *aliases), thing)
-            self._aliases |= set(aliases)
+            self._aliases |= dict.fromkeys(aliases, name)
             return thing
 
         return file_it
@@ -58,7 +58,17 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """All names without aliases, sorted."""
         self._discover()
-        return sorted(set(self._things) - self._aliases)
+        return sorted(set(self._things) - set(self._aliases))
+
+    def aliases(self) -> dict[str, str]:
+        """Each alias and the name it stands for."""
+        self._discover()
+        return dict(self._aliases)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether :meth:`get` finds ``name``, be it an alias."""
+        self._discover()
+        return name in self._things
 
     def get(self, name: str) -> T:
         """The thing filed under ``name``.
@@ -66,9 +76,9 @@ class Registry(Generic[T]):
         Raises:
             UnknownNameError: with close matches.
         """
-        self._discover()
-        if name not in self._things:
-            raise UnknownNameError("perdure", self.kind, "known", name, did_you_mean(name, self._things))
+        if name not in self:
+            hint = did_you_mean(name, self.names(), self._aliases)
+            raise UnknownNameError("perdure", self.kind, "known", name, hint)
         return self._things[name]
 
     def _discover(self) -> None:

@@ -282,6 +282,7 @@ def test_foreign_method_and_bare_recipe() -> None:
     assert headline("X", make_results(TWO_TASKS, recipe={})).startswith("X on unknown data: ")
     assert run_labels({Path("a"): make_results(TWO_TASKS, recipe={})}) == ["unknown method"]
     assert run_labels({Path("a"): make_results(TWO_TASKS, method={"name": "theirs"})}) == ["theirs"]
+    assert run_labels({Path("a"): make_results(TWO_TASKS, method={"name": "adam"})}) == ["APER"], "an alias"
 
 
 def test_numbers_for_reading() -> None:

@@ -83,7 +83,7 @@ def load_dataset(
     """
     path = Path(data).expanduser()
     if not path.exists() and os.sep not in str(data):
-        if str(data) not in datasets.names():
+        if str(data) not in datasets:
             hint = did_you_mean(str(data), datasets.names())
             raise UnknownNameError("data", "name", "a data set or an existing folder", str(data), hint)
         return datasets.get(str(data))()

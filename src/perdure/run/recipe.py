@@ -193,7 +193,7 @@ def _method_config(name: str, values: Mapping[str, Any], problems: list[PerdureE
 
 
 def _require_data(data: str) -> None:
-    if Path(data).expanduser().exists() or data in datasets.names():
+    if Path(data).expanduser().exists() or data in datasets:
         return
     if "/" in data:
         hint = "Check the path; relative paths start at the current directory"
