@@ -8,6 +8,8 @@ from pathlib import Path
 
 import timm
 import torch
+from huggingface_hub import constants, get_session
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -25,14 +27,41 @@ def timm_model(name: str, pretrained: bool, init_seed: int) -> nn.Module:
     Raises:
         BackboneError: if the weights cannot be had.
     """
-    with _seeded(init_seed):
+    silent = _why_the_hub_is_silent() if pretrained else None
+    with _seeded(init_seed), _hub_cache_alone() if silent else contextlib.nullcontext():
         try:
             model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
         except Exception as error:  # hub, network and file errors of several libraries
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = silent if silent and isinstance(error, LocalEntryNotFoundError) else _told(error)
             hint = f"Connect to the hub, give weights=FILE.safetensors, or pretrained=false ({reason})"
             raise BackboneError("Backbone.load", f"weights of {name}", "reachable", "none", hint) from error
     return model
+
+
+def _why_the_hub_is_silent() -> str | None:
+    """The error of one request to the hub; ``None`` if it answers, whatever it says, or need not be asked."""
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # of the hub's network library, which changes with its version
+        return f"{constants.ENDPOINT}: {_told(error)}"
+    return None
+
+
+@contextlib.contextmanager
+def _hub_cache_alone() -> Iterator[None]:
+    """Weights come from the hub's cache or not at all; its library would ask a silent hub for a minute, aloud."""
+    was, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was
+
+
+def _told(error: Exception) -> str:
+    """An error's kind and its first line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 @contextlib.contextmanager
