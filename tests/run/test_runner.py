@@ -83,6 +83,26 @@ def test_a_single_task_has_null_where_nothing_is_defined(tmp_path: Path) -> None
     assert '"forgetting": null' in (tmp_path / "run" / "results.json").read_text()
 
 
+@pytest.mark.parametrize(("tested", "after_task"), [([2, 3], [None, 1.0]), ([], [None, None])])
+def test_tasks_without_test_images_have_null_and_no_warning(
+    tested: list[int], after_task: list[float | None], tmp_path: Path
+) -> None:
+    """A class folder that only ``train`` has; and one image per class, which leaves none to hold out."""
+    root = tmp_path / "images"
+    for part, classes in {"train": [0, 1, 2, 3], "test": tested}.items():
+        for c in classes:
+            folder = (root / part if tested else root) / f"class_{c}"
+            folder.mkdir(parents=True)
+            Image.new("RGB", (20, 20), (80 * c, 0, 40 if part == "train" else 41)).save(folder / "0.png")
+    wanted = recipe("simplecil", f"stream.data={root}", "stream.tasks=2", "stream.order_seed=null")
+    metrics = Runner(wanted, tmp_path / "run").run().metrics
+    assert metrics.accuracy_after_task == after_task
+    assert metrics.last_accuracy == metrics.last_accuracy_over_tasks == metrics.top5 == after_task[1]
+    assert (metrics.ece is None) == (not tested)
+    assert metrics.average_incremental_accuracy is metrics.average_incremental_accuracy_over_tasks is None
+    assert metrics.forgetting is metrics.backward_transfer is None
+
+
 def test_passes_are_one_cold_and_none_warm(tmp_path: Path) -> None:
     cold = Runner(recipe("simplecil"), tmp_path / "a").run().cost
     warm = Runner(recipe("ranpac"), tmp_path / "b").run().cost

@@ -15,7 +15,7 @@ import dataclasses as dc
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from perdure.errors import ShapeError
 
@@ -70,8 +70,7 @@ class AccuracyMatrix:
         values = np.full((n, n), np.nan)
         for k, p in enumerate(after):
             for j in range(k + 1):
-                here = p.task == j
-                values[k, j] = p.correct[here].mean() if here.any() else np.nan
+                values[k, j] = _mean(p.correct[p.task == j])
         return cls(values, np.bincount(after[-1].task, minlength=n))
 
 
@@ -84,7 +83,7 @@ def accuracy_over_samples(a: AccuracyMatrix) -> Float[np.ndarray, " tasks"]:
 
 def accuracy_over_tasks(a: AccuracyMatrix) -> Float[np.ndarray, " tasks"]:
     """After each task, the plain mean of the accuracies on the tasks seen so far."""
-    return np.array([np.nanmean(row[: k + 1]) for k, row in enumerate(a.values)])
+    return np.array([_mean(row[: k + 1]) for k, row in enumerate(a.values)])
 
 
 def forgetting(a: AccuracyMatrix) -> float:
@@ -94,20 +93,18 @@ def forgetting(a: AccuracyMatrix) -> float:
     """
     if len(a.counts) < 2:
         return float("nan")
-    best = np.nanmax(a.values[:-1, :-1], axis=0)  # rows before a task's own are NaN
-    return float(np.nanmean(best - a.values[-1, :-1]))
+    best = np.fmax.reduce(a.values[:-1, :-1], axis=0)  # passes over NaN: rows before a task's own, tasks without tests
+    return _mean(best - a.values[-1, :-1])
 
 
 def backward_transfer(a: AccuracyMatrix) -> float:
     """Mean over all tasks but the last of (final accuracy - accuracy just after learning it); NaN for one task."""
-    if len(a.counts) < 2:
-        return float("nan")
-    return float(np.nanmean(a.values[-1, :-1] - np.diag(a.values)[:-1]))
+    return _mean(a.values[-1, :-1] - np.diag(a.values)[:-1])
 
 
 def top_k_accuracy(p: Predictions) -> float:
     """Share of images whose true class is among ``top`` (five, or all classes if fewer are seen)."""
-    return float((p.top == p.labels[:, None]).any(axis=1).mean())
+    return _mean((p.top == p.labels[:, None]).any(axis=1))
 
 
 def class_accuracy(p: Predictions) -> dict[int, float]:
@@ -125,8 +122,15 @@ def expected_calibration_error(p: Predictions, n_bins: int = 15) -> float:
         p: predictions.
         n_bins: bins of (0, 1], each open below and closed above.
     """
-    bin_of = np.ceil(p.confidence * n_bins).clip(1, n_bins).astype(int) - 1
-    weight = np.bincount(bin_of, minlength=n_bins)
-    right = np.bincount(bin_of, weights=p.correct, minlength=n_bins)
-    sure = np.bincount(bin_of, weights=p.confidence, minlength=n_bins)
-    return float(np.abs(right - sure).sum() / max(weight.sum(), 1))
+    if not len(p.labels):
+        return float("nan")
+    bin_of = np.ceil(p.confidence * n_bins).clip(1, n_bins).astype(int)
+    right = np.bincount(bin_of, weights=p.correct)
+    sure = np.bincount(bin_of, weights=p.confidence)
+    return float(np.abs(right - sure).sum() / len(p.labels))
+
+
+def _mean(values: Shaped[np.ndarray, " n"]) -> float:
+    """The mean of what is known; NaN where nothing is, and no warning."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
