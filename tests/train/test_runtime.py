@@ -19,7 +19,18 @@ def test_peak_memory_is_what_the_system_says() -> None:
     if status.exists():
         of_system = int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
         assert peak == pytest.approx(of_system, rel=0.05)
-    assert runtime.peak_rss_bytes() >= peak
+    assert runtime.peak_rss_bytes() > 0.95 * peak  # Linux counts pages per core: its sums are rough, and may fall
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+def test_peak_memory_is_told_without_proc_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peak = runtime.peak_rss_bytes()
+    monkeypatch.setattr(runtime, "_STATUS", tmp_path / "status")
+    assert runtime.peak_rss_bytes() == pytest.approx(peak, rel=0.2)
+    (tmp_path / "status").write_text("Name: python\n")
+    assert runtime.peak_rss_bytes() == pytest.approx(peak, rel=0.2)
+    (tmp_path / "status").write_text("VmPeak:\t 9 kB\nVmHWM:\t  7 kB\nVmRSS:\t 5 kB\n")
+    assert runtime.peak_rss_bytes() == 7 * 1024
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a child inherits its parent's peak")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
 from perdure.errors import CheckpointError, RunDirectoryError
 from perdure.eval import Predictions
@@ -12,7 +18,22 @@ from perdure.memory import FeatureStore
 from perdure.methods import Method
 from perdure.run.checkpoint import load_state
 from perdure.run.recipe import Recipe
-from perdure.run.results import Results
+from perdure.run.results import Results, TaskCost
+
+
+def task_folder(run: Path, index: int) -> Path:
+    """The directory of one task of a run."""
+    return run / "tasks" / f"{index:03d}"
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """The values in a run's ``recipe.yaml``.
+
+    Raises:
+        CheckpointError: if it is damaged.
+    """
+    with _damage_named(file):
+        return dict(yaml.safe_load(file.read_text()))
 
 
 def read_predictions(task: Path) -> Predictions:
@@ -21,12 +42,29 @@ def read_predictions(task: Path) -> Predictions:
     Raises:
         CheckpointError: if the file is missing or damaged.
     """
+    file = task / "predictions.npz"
+    # opened here: np.load leaves a damaged file open
+    with _damage_named(file), open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        return Predictions(**arrays)
+
+
+def read_cost(task: Path) -> TaskCost:
+    """What one task cost, from its directory.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    with _damage_named(task / "cost.json"):
+        return TaskCost(**json.loads((task / "cost.json").read_text()))
+
+
+@contextlib.contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
     try:
-        with np.load(task / "predictions.npz", allow_pickle=False) as arrays:
-            return Predictions(**arrays)
-    except (OSError, ValueError, TypeError) as error:
+        yield
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, yaml.YAMLError) as error:
         hint = f"Remove the run directory and run the same command again; features are kept ({error})"
-        raise CheckpointError("run", "predictions.npz", "readable", str(task), hint) from error
+        raise CheckpointError("run", file.name, "readable", str(file.parent), hint) from error
 
 
 def read_results(run: Path) -> Results:
@@ -58,11 +96,11 @@ def read_method(run: Path, *, store: FeatureStore | None = None) -> Method:
         RunDirectoryError: if the directory is not a finished run.
         CheckpointError: if its last state is missing or damaged, or the backbone's weights are others than then.
     """
-    told = read_results(run).provenance
+    results = read_results(run)
+    told = results.provenance
     recipe = Recipe.from_values(told.recipe)
     method = recipe.make_method(recipe.load_backbone(), store or FeatureStore())
     if method.backbone.fingerprint != told.fingerprints["backbone"]:
         was, hint = told.fingerprints["backbone"], "Use the weights, device and precision it was run with"
         raise CheckpointError("read_method", "backbone", f"{was}, as in the run", method.backbone.fingerprint, hint)
-    last = max(p for p in (run / "tasks").iterdir() if not p.name.startswith("."))
-    return method.load_state_dict(load_state(last))
+    return method.load_state_dict(load_state(task_folder(run, len(results.task_classes) - 1)))

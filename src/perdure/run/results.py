@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
 import math
 from typing import Annotated, Any
 
@@ -49,6 +50,19 @@ class Cost(_Part):
     learned_parameters: int = Field(description="fitted numbers used in a prediction")
     stored_bytes: int = Field(description="tensors of the whole learned state")
     exemplars: int = Field(description="images kept for later training")
+
+
+@dc.dataclass(frozen=True, slots=True)
+class TaskCost:
+    """What one task cost; ``cost.json`` in its directory."""
+
+    train_seconds: float
+    eval_seconds: float
+    train_passes: int
+    test_passes: int
+    peak_rss_bytes: int | None
+    learned_parameters: int
+    stored_bytes: int
 
 
 class Selection(_Part):

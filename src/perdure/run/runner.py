@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from safetensors import SafetensorError
 
 from perdure.backbone import Backbone
@@ -34,28 +34,15 @@ from perdure.eval import Predictions, evaluate
 from perdure.memory import FeatureStore
 from perdure.methods import Method
 from perdure.run.checkpoint import load_state, save_state, tensor_bytes
-from perdure.run.reading import read_predictions
+from perdure.run.reading import read_cost, read_predictions, read_recipe, read_results, task_folder
 from perdure.run.recipe import Recipe
-from perdure.run.results import Results, Selection
+from perdure.run.results import Results, Selection, TaskCost
 from perdure.run.selection import SELECTION_FILE, read_selection, selection_after
 from perdure.run.summary import machine, now, summarise, versions
 from perdure.train.runtime import peak_rss_bytes
 from perdure.types import Progress, no_progress
 
 Event = dict[str, Any]
-
-
-@dc.dataclass(frozen=True, slots=True)
-class TaskCost:
-    """What one task cost; ``cost.json`` in its directory."""
-
-    train_seconds: float
-    eval_seconds: float
-    train_passes: int
-    test_passes: int
-    peak_rss_bytes: int | None
-    learned_parameters: int
-    stored_bytes: int
 
 
 class Runner:
@@ -94,15 +81,17 @@ class Runner:
             StorageError: if the disk is full; all finished tasks are kept.
         """
         stream, backbone = self.recipe.load_stream(), self.recipe.load_backbone()
+        with self._locked():
+            return self._run(stream, backbone)
+
+    def _locked(self) -> AcquireReturnProxy:
         with self._writing():
             self.out.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.out / ".lock", timeout=0)
-        try:
-            with lock:
-                return self._run(stream, backbone)
-        except Timeout:
-            hint = "Wait for it, or give another --out"
-            raise RunDirectoryError("run", "directory", "free", f"{self.out}, in use by a process", hint) from None
+            try:
+                return FileLock(self.out / ".lock", timeout=0).acquire()
+            except Timeout:
+                hint = "Wait for it, or give another --out"
+                raise RunDirectoryError("run", "directory", "free", f"{self.out}, in use by a process", hint) from None
 
     def _run(self, stream: Stream, backbone: Backbone) -> Results:
         fingerprints = {"stream": stream.fingerprint, "backbone": backbone.fingerprint}
@@ -138,7 +127,7 @@ class Runner:
         file = self.out / "recipe.yaml"
         mine = {**self.recipe.values(), "fingerprints": fingerprints}
         if not file.exists():
-            others = [p.name for p in self.out.iterdir() if p.name != ".lock"]
+            others = [p.name for p in self.out.iterdir() if p.name not in (".lock", _unfinished(file).name)]
             if others:
                 hint = "Give an empty or new --out"
                 raise RunDirectoryError("run", "directory", "empty or a run's", f"{self.out} holding {others[0]}", hint)
@@ -148,7 +137,7 @@ class Runner:
                     file, text + yaml.safe_dump({**mine, "versions": versions()}, sort_keys=False, allow_unicode=True)
                 )
             return
-        theirs = yaml.safe_load(file.read_text())
+        theirs = read_recipe(file)
         different = _differences(mine, {k: v for k, v in theirs.items() if k != "versions"})
         if different:
             hint = f"Give another --out; {self.out} differs in this recipe"
@@ -158,9 +147,10 @@ class Runner:
 
     def _resume(self, method: Method, n_tasks: int) -> tuple[Method, int]:
         tasks = self.out / "tasks"
-        tasks.mkdir(exist_ok=True)
-        for unfinished in tasks.glob(".*"):
-            shutil.rmtree(unfinished)
+        with self._writing():
+            tasks.mkdir(exist_ok=True)
+            for unfinished in tasks.glob(".*"):
+                shutil.rmtree(unfinished)
         done = 0
         while done < n_tasks and self._task(done).is_dir():
             done += 1
@@ -200,9 +190,9 @@ class Runner:
     def _finish(self, stream: Stream, method: Method, fingerprints: dict[str, str]) -> Results:
         file = self.out / "results.json"
         if file.exists():
-            return Results.model_validate_json(file.read_text())
+            return read_results(self.out)
         after = [read_predictions(self._task(i)) for i in range(len(stream))]
-        costs = [json.loads((self._task(i) / "cost.json").read_text()) for i in range(len(stream))]
+        costs = [read_cost(self._task(i)) for i in range(len(stream))]
         selection = [read_selection(self._task(i)) for i in range(len(stream))]
         provenance = {
             "recipe": self.recipe.values(),
@@ -222,11 +212,13 @@ class Runner:
         return results
 
     def _started(self) -> str:
-        first = json.loads((self.out / "log.jsonl").read_text().splitlines()[0])
-        return str(first["time"])
+        for line in (self.out / "log.jsonl").read_text().splitlines():
+            with contextlib.suppress(ValueError):  # a full disk or a kill may have cut it short
+                return str(json.loads(line)["time"])
+        return now()
 
     def _task(self, index: int) -> Path:
-        return self.out / "tasks" / f"{index:03d}"
+        return task_folder(self.out, index)
 
     def _log(self, event: str, **details: Any) -> None:
         line = {"time": now(), "event": event, **details}
@@ -238,9 +230,12 @@ class Runner:
 
 def _write(file: Path, text: str) -> None:
     """Whole or not at all."""
-    temporary = file.with_name(f".{file.name}")
-    temporary.write_text(text)
-    os.replace(temporary, file)
+    _unfinished(file).write_text(text)
+    os.replace(_unfinished(file), file)
+
+
+def _unfinished(file: Path) -> Path:
+    return file.with_name(f".{file.name}")
 
 
 def _differences(mine: Any, theirs: Any, path: str = "") -> list[str]:

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,15 +26,16 @@ from perdure.eval import (
     forgetting,
     top_k_accuracy,
 )
-from perdure.run.results import Cost, Metrics, Provenance, Results, Selection
+from perdure.run.results import Cost, Metrics, Provenance, Results, Selection, TaskCost
 
+CPU_INFO = Path("/proc/cpuinfo")
 PACKAGES = ("perdure", "torch", "torchvision", "timm", "numpy")
 
 
 def summarise(
     stream: Stream,
     after: Sequence[Predictions],
-    costs: Sequence[Mapping[str, Any]],
+    costs: Sequence[TaskCost],
     selection: Sequence[Selection | None],
     provenance: Mapping[str, Any],
 ) -> Results:
@@ -61,18 +63,18 @@ def summarise(
     )
     n_train = sum(len(t.train) for t in stream)
     n_test = sum(len(stream.test(i)) for i in range(len(stream)))
-    peaks = [c["peak_rss_bytes"] for c in costs if c["peak_rss_bytes"] is not None]
-    train_seconds, eval_seconds = ([c[key] for c in costs] for key in ("train_seconds", "eval_seconds"))
+    peaks = [c.peak_rss_bytes for c in costs if c.peak_rss_bytes is not None]
+    train_seconds, eval_seconds = [c.train_seconds for c in costs], [c.eval_seconds for c in costs]
     cost = Cost(
-        passes_per_train_image=sum(c["train_passes"] for c in costs) / n_train,
-        passes_per_test_image=sum(c["test_passes"] for c in costs) / max(n_test, 1),
+        passes_per_train_image=sum(c.train_passes for c in costs) / n_train,
+        passes_per_test_image=sum(c.test_passes for c in costs) / max(n_test, 1),
         train_seconds=sum(train_seconds),
         eval_seconds=sum(eval_seconds),
         train_seconds_per_task=train_seconds,
         eval_seconds_per_task=eval_seconds,
         peak_rss_bytes=max(peaks) if peaks else None,
-        learned_parameters=costs[-1]["learned_parameters"],
-        stored_bytes=costs[-1]["stored_bytes"],
+        learned_parameters=costs[-1].learned_parameters,
+        stored_bytes=costs[-1].stored_bytes,
         exemplars=0,
     )
     return Results(
@@ -107,7 +109,7 @@ def now() -> str:
 
 def _cpu_name() -> str:
     try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+        lines = CPU_INFO.read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

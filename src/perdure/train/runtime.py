@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ if sys.platform != "win32":
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _KEEP_BELOW_BYTES = 256 << 20
+_STATUS = Path("/proc/self/status")
 
 
 def tune_allocator() -> bool:
@@ -37,8 +39,7 @@ def peak_rss_bytes() -> int | None:
     if sys.platform == "win32":
         return None
     if sys.platform.startswith("linux"):  # ru_maxrss would do, but a child starts with its parent's
-        told = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()
-        if told:
-            return int(told[0]) * 1024
+        with contextlib.suppress(OSError, IndexError):  # no /proc, or one that does not tell
+            return int(_STATUS.read_text().partition("VmHWM:")[2].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
