@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses as dc
 import random
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -357,6 +358,25 @@ def test_a_fingerprint_follows_settings_changed_later(attribute: str, value: obj
     before = backbone.fingerprint
     setattr(backbone, attribute, value)
     assert backbone.fingerprint != before
+
+
+@pytest.fixture
+def products() -> Iterator[Any]:
+    """PyTorch's own settings of matrix products on CUDA, as they were again afterwards."""
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_tf32
+    yield settings
+    settings.allow_tf32 = before
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_fingerprint_follows_tf32_where_products_use_it(device: str, backbone: Backbone, products: Any) -> None:
+    backbone.device = torch.device(device)  # only asked for, nothing is computed there
+    found = []
+    for products.allow_tf32 in (False, True, False):
+        found.append(backbone.fingerprint)
+    assert found[0] == found[2]
+    assert (found[0] != found[1]) == (device == "cuda")
 
 
 # --- thawed copies ---

@@ -18,10 +18,12 @@ from perdure.checks.subject import equal, frozen_state
 from perdure.data import Preprocess
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
+from perdure.errors import NonFiniteError
 from perdure.methods.base_prompt import PromptMethod
 from perdure.methods.dap import DAP, DAPConfig
 from perdure.methods.l2p import L2P, L2PConfig
 from perdure.methods.vpt import VPT, VPTConfig
+from perdure.modules.adapter import Adapter
 
 IDS = [4, 1, 9, 3]
 STILL = {"flip": False, "min_scale": 1.0, "epochs": 2, "batch_size": 5}
@@ -123,6 +125,50 @@ def test_stored_patches_are_the_input_of_the_first_block(hybrid: Backbone, strea
     got = torch.cat(list(rows.batches(3))).view(-1, *hybrid.tokens_shape)
     assert torch.equal(got, wanted)
     assert store.features(hybrid, data).dim == 8, "features keep a shelf of their own"
+
+
+@pytest.mark.parametrize("batches", [0, 2])
+@pytest.mark.parametrize("inserted", [False, True])
+def test_a_last_batch_of_one_image_is_kept_like_any_other(
+    batches: int, inserted: bool, hybrid: Backbone, tmp_path: Path
+) -> None:
+    n = batches * hybrid.batch_size + 1
+    data = synthetic_dataset([0], train_per_class=n).train
+    pixels = torch.cat([x for _, x in data.batches(hybrid.preprocess, n)])
+    view = hybrid.view()
+    if inserted:
+        up = torch.Generator().manual_seed(1)
+        adapters = view.insert("mlp", lambda site: Adapter(site.n_in, 4, torch.Generator().manual_seed(0), scale=1))
+        for parameter in adapters.requires_grad_(False).parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=up))
+    assert view.shares_stem == inserted
+    before = view.passes.images
+    rows = FeatureStore(tmp_path).features(view, data)
+    assert view.passes.images == before + n
+    assert rows[:].shape == (n, 8)
+    torch.testing.assert_close(rows[:], view.features(pixels), atol=1e-5, rtol=0)
+    assert torch.equal(rows[:], hybrid.features(pixels)) != inserted
+    before = view.passes.images
+    assert torch.equal(FeatureStore(tmp_path).features(view, data)[:], rows[:])
+    assert view.passes.images == before
+    with torch.no_grad():
+        patches = FeatureStore(tmp_path).patches(hybrid, data)[:].view(-1, *hybrid.tokens_shape)
+        torch.testing.assert_close(patches, hybrid.embed_tokens(pixels), atol=1e-5, rtol=0)
+
+
+def test_features_of_patches_keep_their_image_in_any_batch_and_name_a_bad_one(hybrid: Backbone) -> None:
+    pixels = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole, patches = hybrid.features(pixels), hybrid.embed_tokens(pixels).detach().flatten(1)
+    for size in (1, 2, 4, 5):
+        before = hybrid.passes.images
+        parts = [hybrid.features_of_patches(part) for part in patches.split(size)]
+        torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=0)
+        assert hybrid.passes.images == before + 5
+        assert not parts[-1].requires_grad
+    assert hybrid.features_of_patches(patches[:0]).shape == (0, 8)
+    patches[3, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="features of image 1 must be finite"):
+        hybrid.features_of_patches(patches[2:])
 
 
 def test_one_image_alone_is_embedded_as_in_a_batch(hybrid: Backbone) -> None:
