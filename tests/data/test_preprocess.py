@@ -17,6 +17,17 @@ from perdure.errors import ShapeError, UnknownNameError
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
+AS_IT_IS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # pixels in [0, 1]
+CIFAR = {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)}
+PUBLISHED = {  # the short side before the centre crop of 224, how it is resized, and what is taken off and divided by
+    "lamda": (256, "bicubic", AS_IT_IS),
+    "ranpac_cifar": (224, "bicubic", AS_IT_IS),
+    "fecam_cifar": (224, "bilinear", AS_IT_IS),
+    "slca": (256, "bicubic", IMAGENET),
+    "slca_cifar": (256, "bicubic", CIFAR),
+}
+
+
 def picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -77,16 +88,12 @@ def test_normalise_refuses_other_integers() -> None:
 def test_presets_replace_the_whole_view(name: str) -> None:
     squashed = Preprocess(384, "bilinear", 0.9, "squash", **IMAGENET).with_preset(name)
     assert squashed == Preprocess(224).with_preset(name), "a published view does not depend on the weights"
-    published = IMAGENET if name == "slca" else {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    assert (squashed.image_size, squashed.mean, squashed.std) == (224, published["mean"], published["std"])
-
-
-def test_lamda_crops_and_ranpac_cifar_does_not() -> None:
+    short_side, interpolation, normalised = PUBLISHED[name]
+    assert (squashed.mean, squashed.std) == (normalised["mean"], normalised["std"])
+    resampling, free = getattr(Image.Resampling, interpolation.upper()), (short_side - 224) // 2
     image = picture(32, 32)
-    whole = np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    assert (Preprocess(224).with_preset("ranpac_cifar").pixels(image) == whole).all()
-    cropped = np.asarray(image.resize((256, 256), Image.Resampling.BICUBIC))[16:240, 16:240].transpose(2, 0, 1)
-    assert (Preprocess(224).with_preset("lamda").pixels(image) == cropped).all()
+    resized = np.asarray(image.resize((short_side, short_side), resampling)).transpose(2, 0, 1)
+    assert (squashed.pixels(image) == resized[:, free : free + 224, free : free + 224]).all()
 
 
 def test_no_preset_changes_nothing() -> None:

@@ -180,25 +180,6 @@ def test_the_throw_away_head_starts_at_a_temperature_of_one_and_learns_it(
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("preset", "settings"),
-    {
-        "": {"variant": "adapter", "epochs": 20, "lr": 0.01, "batch_size": 48, "weight_decay": 5e-4, "rank": 64},
-        "official": {"variant": "adapter", "epochs": 20, "lr": 0.01, "batch_size": 48, "weight_decay": 5e-4},
-        "official_finetune": {"epochs": 20, "lr": 0.01, "batch_size": 48, "weight_decay": 0.05},
-        "official_vpt_deep": {"epochs": 5, "lr": 0.05, "batch_size": 16, "weight_decay": 5e-4, "prompt_length": 5},
-        "pilot_finetune": {"epochs": 6, "lr": 0.01, "batch_size": 128, "weight_decay": 0.05},
-        "pilot_vpt_deep": {"epochs": 20, "lr": 0.01, "batch_size": 48, "weight_decay": 5e-4, "prompt_init": "zeros"},
-    }.items(),
-)
-def test_presets_are_the_published_settings(preset: str, settings: dict[str, Any]) -> None:
-    config = APERConfig(preset=preset) if preset else APERConfig()
-    assert {k: getattr(config, k) for k in settings} == settings
-    if preset:
-        assert set(APERConfig.presets) >= {preset}
-        assert config.variant in preset or config.variant == "adapter"
-
-
 def test_zero_prompts_stay_equal_and_uniform_ones_differ(backbone: Backbone, store: FeatureStore) -> None:
     for init, alike in (("zeros", True), ("uniform", False)):
         method = aper(backbone, store, variant="vpt_deep", prompt_init=init, lr=0.5).fit_task(stream()[0])

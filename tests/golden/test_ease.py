@@ -238,21 +238,3 @@ def test_a_convolutional_network_is_refused(store: FeatureStore) -> None:
     method = ease(Backbone.load("test_resnet", pretrained=False, device="cpu"), store)
     with pytest.raises(BackboneError, match="seat"):
         method.fit_task(stream()[0])
-
-
-@pytest.mark.parametrize(
-    ("preset", "settings"),
-    {
-        "paper": (20, 0.01, 48, 5e-4, 16, 0.1),
-        "official_cifar100": (20, 0.025, 48, 5e-4, 64, 0.1),
-        "official_imagenet_r": (20, 0.05, 16, 0.005, 64, 0.1),
-        "official_cub": (20, 0.008, 32, 5e-4, 64, 0.05),
-        "official_imagenet_a": (20, 0.05, 32, 0.005, 64, 0.1),
-        "official_objectnet": (25, 0.05, 48, 0.005, 64, 0.2),
-        "official_vtab": (45, 0.03, 16, 0.005, 16, 0.1),
-    }.items(),
-)
-def test_presets_are_the_published_settings(preset: str, settings: tuple[float, ...]) -> None:
-    c = EASEConfig(preset=preset)
-    assert (c.epochs, c.lr, c.batch_size, c.weight_decay, c.rank, c.alpha) == settings
-    assert (c.beta, c.reweight, c.sim_temperature, c.schedule) == (0, "code", 1, "epoch_cosine")

@@ -272,21 +272,6 @@ def test_every_promise_is_kept_with_other_settings(small: dict[str, Any]) -> Non
     assert [result.note for result in check_method(Other) if not result.ok] == []
 
 
-def test_presets_are_the_published_settings() -> None:
-    told = {
-        preset: (c.features, c.shrink_diagonal, c.shrink_off_diagonal, c.normalise, c.adapt)
-        for preset in FeCAMConfig.presets
-        for c in [FeCAMConfig(preset=preset)]
-    }
-    assert told == {
-        "paper": ("unit", 1, 0, "correlation", "none"),
-        "paper_core50": ("unit", 1, 0, "correlation", "none"),
-        "paper_imagenet_r": ("unit", 10, 10, "correlation", "none"),
-        "paper_cnn": ("tukey", 3, 3, "correlation", "none"),
-        "pilot": ("raw", 1, 0, "pilot", "adapter"),
-    }
-
-
 # --- the statistics that SLCA and MOS will share
 
 
@@ -341,4 +326,3 @@ def test_a_returning_class_may_take_half_of_each_covariance() -> None:
     assert g.factors[0].shape == (4, 4)
     teach(halved, (y[:1], np.zeros(1, int)))  # has no covariance of its own
     assert halved.gaussians_.counts.tolist() == [15]
-    assert FeCAMConfig.presets["paper_core50"] == {"returning": "half"}

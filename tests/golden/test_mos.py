@@ -343,21 +343,3 @@ def test_the_heads_rate_and_the_schedule(
 def test_a_convolutional_network_is_refused(store: FeatureStore) -> None:
     with pytest.raises(BackboneError, match="seat"):
         mos(Backbone.load("test_resnet", pretrained=False, device="cpu"), store).fit_task(stream()[0])
-
-
-@pytest.mark.parametrize(
-    ("preset", "settings"),
-    {
-        "official_cifar100": (20, 0.03, 48, 5e-4),
-        "official_imagenet_r": (10, 0.05, 16, 0.005),
-        "official_cub": (10, 0.01, 32, 5e-4),
-        "official_imagenet_a": (10, 0.05, 32, 0.005),
-        "official_objectnet": (10, 0.05, 48, 0.005),
-        "official_omnibenchmark": (10, 0.01, 16, 5e-4),
-        "official_vtab": (20, 0.03, 32, 0.005),
-    }.items(),
-)
-def test_presets_are_the_published_settings(preset: str, settings: tuple[float, ...]) -> None:
-    c = MOSConfig(preset=preset)
-    assert (c.epochs, c.lr, c.batch_size, c.weight_decay) == settings
-    assert (c.rank, c.merge, c.reg, c.align_epochs, c.align_lr, c.samples) == (16, 0.1, 0.1, 30, 0.005, 5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any
 
 import pytest
@@ -239,25 +238,3 @@ def test_a_convolutional_network_is_fine(store: FeatureStore) -> None:
     assert statistics
     assert all(torch.equal(trained[k], v) for k, v in statistics.items())
     assert any(not torch.equal(trained[k], v) for k, v in backbone.model.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("preset", "settings"),
-    {
-        "default": {"epochs": 20, "milestone": 18, "batch_size": 128, "align_epochs": 5, "tau": 0.1, "lr": 0.01},
-        "paper": {"epochs": 20, "milestone": 18, "batch_size": 128, "align_epochs": 5, "reset_final_norm": True},
-        "paper_imagenet_r": {"epochs": 50, "milestone": 40, "batch_size": 128, "reset_final_norm": True, "tau": 0.1},
-        "paper_cars": {"epochs": 50, "milestone": 40, "tau": 0.05, "align_epochs": 5},
-        "pilot": {"epochs": 20, "milestone": 18, "batch_size": 64, "align_epochs": 3, "reset_final_norm": False},
-        "pilot_imagenet_r": {"epochs": 5, "milestone": 40, "batch_size": 64, "align_epochs": 3},
-    }.items(),
-)
-def test_presets_are_the_published_settings(preset: str, settings: dict[str, Any]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        config = SLCAConfig(preset=preset)
-    assert {k: getattr(config, k) for k in settings} == settings
-    assert (config.slow, config.weight_decay, config.align_lr, config.samples, config.align_batch) == (
-        0.01, 5e-4, 0.01, 256, 256
-    )  # fmt: skip
-    assert (config.mean_decay, config.ridge) == (0.1, 1e-4)

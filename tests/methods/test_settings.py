@@ -35,7 +35,7 @@ BOUNDS: dict[str, Bounds] = {  # by field, or by method and field where a method
     "length_e": COUNT, "length_g": COUNT, "lr": POSITIVE, "mean_decay": SHARE, "merge": SHARE_BELOW_1,
     "milestone": COUNT, "min_scale": SHARE_ABOVE_0, "mu": NOT_NEGATIVE, "n_prompts": FROM_0, "pool": COUNT,
     "power": SHARE, "projection_dim": FROM_0, "prompt_length": COUNT, "pull": NOT_NEGATIVE, "rank": COUNT,
-    "reg": NOT_NEGATIVE, "ridge": NOT_NEGATIVE, "ridge_value": POSITIVE, "samples": COUNT,
+    "reg": NOT_NEGATIVE, "resize": COUNT, "ridge": NOT_NEGATIVE, "ridge_value": POSITIVE, "samples": COUNT,
     "shrink_diagonal": NOT_NEGATIVE, "shrink_off_diagonal": NOT_NEGATIVE, "sim_temperature": POSITIVE, "slow": SHARE,
     "tasks": COUNT, "tau": NOT_NEGATIVE, "top_k": COUNT, "train_vote_group": COUNT,
     "validation_fraction": SHARE_BETWEEN, "weight_decay": NOT_NEGATIVE,

@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import hflip, resized_crop
 
 from perdure.modules import augment
-from perdure.modules.augment import crop_boxes, random_crop_flip
+from perdure.modules.augment import crop_boxes, random_crop_flip, random_window_flip
 
 
 def noise(n: int, side: int = 12, seed: int = 0) -> torch.Tensor:
@@ -188,3 +188,21 @@ def test_pixels_are_torchvisions(shape: tuple[int, int], flip: bool) -> None:
         cut = resized_crop(image, top, left, h, w, [height, width], InterpolationMode.BILINEAR, antialias=True)
         expected = hflip(cut) if mirror and flip else cut
         assert (found.int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_windows_are_cut_everywhere_alike_and_not_resized(flip: bool) -> None:
+    images, n = noise(1, side=7).expand(600, -1, -1, -1).contiguous(), 600
+    out = random_window_flip(images, torch.Generator().manual_seed(0), side=5, flip=flip)
+    assert (out.shape, out.dtype) == ((n, 3, 5, 5), torch.uint8)
+    places = {(y, x): images[0, :, y : y + 5, x : x + 5] for y in range(3) for x in range(3)}
+    plain = torch.stack([(out == window).flatten(1).all(1) for window in places.values()])
+    mirrored = torch.stack([(out == window.flip(-1)).flatten(1).all(1) for window in places.values()])
+    assert (plain | mirrored).sum(0).tolist() == [1] * n
+    assert min((plain | mirrored).sum(1)) > n / 9 - 30
+    assert int(mirrored.sum()) in (range(250, 350) if flip else [0])
+
+
+def test_a_window_of_the_whole_image_is_the_image() -> None:
+    images = noise(3)
+    assert torch.equal(random_window_flip(images, torch.Generator(), side=12, flip=False), images)

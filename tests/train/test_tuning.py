@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from perdure import Backbone, FeatureStore
 from perdure.data import LabelledImages
+from perdure.data.images import ArraySource
 from perdure.data.synthetic import synthetic_dataset
+from perdure.errors import ConfigError
 from perdure.modules.ssf import ScaleShift
 from perdure.train.tuning import TuningConfig, adaptable, image_epochs
 
@@ -56,6 +59,26 @@ def test_crops_without_flips_are_those_with_flips_unmirrored(backbone: Backbone,
     mirrored = ((plain.flip(-1) - flipped).abs() <= 1).flatten(1).all(1)
     assert (same ^ mirrored).all()
     assert 2 < mirrored.sum() < 10
+
+
+def test_windows_are_cut_from_whole_images_resized(backbone: Backbone) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 60, 90, 3), dtype=np.uint8)
+    images = LabelledImages(ArraySource(pixels, "oblong"), np.zeros(4, int))
+    config = TuningConfig(resize=170, flip=False, min_scale=1.0, epochs=2)
+    assert config.augments
+    first, second = seen(backbone, images, config)
+    assert not torch.equal(first, second)
+    for i, window in enumerate(first):
+        whole = images.source.read(int(images.rows[i])).resize((170, 170), Image.Resampling.BICUBIC)
+        views = torch.from_numpy(np.array(whole)).permute(2, 0, 1).unfold(1, 160, 1).unfold(2, 160, 1)  # (3, 11, 11, …)
+        same = (views == window[:, None, None]).all(0).flatten(2).all(2)
+        assert same.sum() == 1
+
+
+def test_a_window_larger_than_the_resized_image_is_refused(backbone: Backbone, images: LabelledImages) -> None:
+    with pytest.raises(ConfigError, match=r"resize must be at least the backbone's 160, but got 159\. Raise"):
+        seen(backbone, images, TuningConfig(resize=159))
+    assert len(seen(backbone, images, TuningConfig(resize=160, epochs=1))) == 1
 
 
 def test_stored_patches_are_taken_where_no_view_changes(backbone: Backbone, images: LabelledImages) -> None:

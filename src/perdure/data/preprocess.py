@@ -32,8 +32,17 @@ PREPROCESS_PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "lamda": {**_UNIT_RANGE, "crop_pct": 0.875},
     # RanPAC on CIFAR: the whole image resized to 224, inputs left in [0, 1]
     "ranpac_cifar": {**_UNIT_RANGE, "crop_pct": 1.0},
+    # FeCAM on CIFAR: the same, by bilinear interpolation
+    "fecam_cifar": {**_UNIT_RANGE, "crop_pct": 1.0, "interpolation": "bilinear"},
     # SLCA: short side 256, centre crop 224, ImageNet's mean and deviation
     "slca": {**_UNIT_RANGE, "crop_pct": 0.875, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD},
+    # SLCA on CIFAR: the same, with CIFAR-100's own mean and deviation
+    "slca_cifar": {
+        **_UNIT_RANGE,
+        "crop_pct": 0.875,
+        "mean": (0.5071, 0.4867, 0.4408),
+        "std": (0.2675, 0.2565, 0.2761),
+    },
 }
 
 

@@ -6,8 +6,8 @@ Deviations: sums are float64 and add up, so a class that comes again gets the me
     the original VPT draws them; APER's zeros (``prompt_init=zeros``, in the presets) make p equal tokens that stay
     equal. Crops are cut from the eval view, not from a larger image. Where training views do not change
     (``min_scale=1``, ``flip=false``) the output of a stem comes from the store. The BatchNorm variant for ResNets is
-    left out. The presets are the released settings of the variants whose name they bear, for CIFAR-100; the other
-    rows of the paper are recipes.
+    left out. The presets are the released settings of the variants whose name they bear, for CIFAR-100 (of
+    ``official_finetune`` those of its log, which the released file is not); the other rows of the paper are recipes.
 Use when: the first task is large and like the later ones; its classes decide what the backbone adapts to. Relations:
     SimpleCIL is the same without adapted features; RanPAC puts a ridge head on them; EASE adapts to every task.
 Cost: ``epochs`` training passes over the first task's images, then two passes per image ever (one of them SimpleCIL's);

@@ -6,7 +6,8 @@ Deviations: the weights of a completion sum to 1 over the newer classes (code; t
     the other subspaces weigh alpha / (T - 1) (code), or alpha (``reweight=paper``). Completion is always done anew for
     all tasks (the presets' ``recalc_sim``). A class that comes again (a new domain) gets a further slot, and scores by
     its best. Block 0, the same for all adapters, is not shared. The released OmniBenchmark preset is APER with
-    adapters: run ``aper``. Defaults are the paper's text, r = 16; the presets are the released files.
+    adapters: run ``aper``. Defaults are the paper's text, r = 16; the presets are the released files for weights of
+    ImageNet-21k.
 Use when: tasks differ, and T passes per test image are affordable. Relations: APER is one adapter, from the first task;
     MOS picks one of many adapters instead of adding up all.
 Cost: ``epochs`` training passes per image, then one pass per image and adapter ever: task t's training images pass

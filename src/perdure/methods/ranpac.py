@@ -9,7 +9,7 @@ Deviations: phase 1, the adaptation to the first task, is off unless ``adapt`` s
     The published choice of λ (``per_task``) sees the last task alone: on tasks of two easy classes it may take a
     λ near zero and cost some points over all classes; ``cumulative`` does not. A λ that is numerically zero beside G
     moves up its grid, and a task of one class keeps the last λ.
-    Presets ``pilot`` score by cosine with the columns of W, as LAMDA-PILOT does.
+    Preset ``pilot``, of CIFAR-100, scores by cosine with the columns of W, as LAMDA-PILOT does.
 Use when: a frozen backbone and no exemplars, especially with many classes. Relations: SimpleCIL is the same without
     decorrelation, APER without ridge; with projection_dim=0 this is ridge regression on the raw features.
 Cost: one pass per image ever, and phase 1's training passes; per task n M² + n d M operations and, at the first

@@ -37,6 +37,28 @@ def random_crop_flip(
     return cropped.round().clamp(0, 255).to(torch.uint8)
 
 
+def random_window_flip(
+    images: UInt8[Tensor, "b 3 h w"], rng: torch.Generator, *, side: int, flip: bool = True
+) -> UInt8[Tensor, "b 3 s s"]:
+    """A square cut out at a random place, its pixels as they are, and horizontal flip.
+
+    Args:
+        images: pixels.
+        rng: a CPU generator.
+        side: of the square, in pixels, at most the images'.
+        flip: whether half of the images are mirrored.
+    """
+    b, _, height, width = images.shape
+    across, down = torch.rand(2, b, generator=rng, dtype=torch.float64)
+    mirror = (torch.rand(b, generator=rng) < 0.5) & flip
+    left, top = (across * (width - side + 1)).long(), (down * (height - side + 1)).long()
+    x = left[:, None] + torch.arange(side)
+    x = torch.where(mirror[:, None], x.flip(1), x).to(images.device)
+    y = (top[:, None] + torch.arange(side)).to(images.device)
+    image, channel = torch.arange(b, device=images.device), torch.arange(3, device=images.device)
+    return images[image[:, None, None, None], channel[:, None, None], y[:, None, :, None], x[:, None, None, :]]
+
+
 def crop_boxes(n: int, height: int, width: int, rng: torch.Generator, *, min_scale: float) -> Int[Tensor, "{n} 4"]:
     """Boxes drawn by the rule of ``torchvision.transforms.RandomResizedCrop``: left, top, width and height, in pixels.
 

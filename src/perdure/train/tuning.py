@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from perdure.backbone import Backbone, PromptTokens, Site
 from perdure.data import LabelledImages
+from perdure.errors import ConfigError
 from perdure.modules.adapter import Adapter
-from perdure.modules.augment import random_crop_flip
+from perdure.modules.augment import random_crop_flip, random_window_flip
 from perdure.modules.cosine_head import CosineHead
 from perdure.modules.ssf import ScaleShift
 from perdure.train.loop import OptimizerName, ScheduleName, shuffled, train
@@ -44,6 +45,12 @@ class TuningConfig(ScheduledConfig):
     clip_norm: float | None = Field(None, gt=0, description="largest norm of all gradients together; null: no clipping")
     min_scale: float = Field(0.05, gt=0, le=1, description="smallest area a random crop keeps; 1: no crop")
     flip: bool = Field(True, description="mirror half of the training images")
+    resize: int | None = Field(
+        None,
+        ge=1,
+        description="side, in pixels, that whole training images are resized to, for a random window of the backbone's "
+        "size in place of a crop by min_scale; null: crops are cut from the eval view",
+    )
     rank: int = Field(64, ge=1, description="width of an adapter's bottleneck (r)")
     prompt_length: int = Field(5, ge=1, description="prompt tokens, of vpt_deep in every block (p)")
     prompt_init: Literal["uniform", "zeros"] = Field(
@@ -53,7 +60,7 @@ class TuningConfig(ScheduledConfig):
     @property
     def augments(self) -> bool:
         """Whether an image's view changes from epoch to epoch."""
-        return self.flip or self.min_scale < 1
+        return self.flip or self.min_scale < 1 or self.resize is not None
 
 
 @dc.dataclass(frozen=True, slots=True, eq=False)
@@ -94,10 +101,16 @@ def image_epochs(
         progress: called with every batch.
 
     Raises:
+        ConfigError: if images are to be resized to less than the backbone's size.
         StorageError: if the temporary directory cannot hold the decoded images.
         DataError: naming the image, if one cannot be read.
     """
-    c, n, stored = config, len(data), patches if not config.augments else None
+    c, n, stored, view = config, len(data), patches if not config.augments else None, backbone.preprocess
+    if c.resize is not None:
+        if c.resize < view.image_size:
+            must_be = f"at least the backbone's {view.image_size}"
+            raise ConfigError("image_epochs", "resize", must_be, c.resize, "Raise method.resize, or leave it out")
+        view = dc.replace(view, image_size=c.resize, crop_mode="squash", crop_pct=1.0)
 
     def epoch(pixels: Tensor, e: int) -> Iterator[ImageBatch]:
         done = e * n
@@ -107,14 +120,16 @@ def image_epochs(
                 tokens = stored(positions.numpy()).view(-1, *backbone.tokens_shape).to(backbone.device)
             else:
                 images = pixels[positions].to(backbone.device)
-                if c.augments:
+                if c.resize is not None:
+                    images = random_window_flip(images, rng, side=backbone.preprocess.image_size, flip=c.flip)
+                elif c.augments:
                     images = random_crop_flip(images, rng, min_scale=c.min_scale, flip=c.flip)
             yield ImageBatch(images, tokens, columns[positions].to(backbone.device))
             done += len(positions)
             progress("training", done, c.epochs * n)
 
     none = contextlib.nullcontext(torch.empty(0))
-    with data.decoded(backbone.preprocess) if stored is None else none as pixels:
+    with data.decoded(view) if stored is None else none as pixels:
         yield (epoch(pixels, e) for e in range(c.epochs))
 
 
