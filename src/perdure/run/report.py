@@ -51,6 +51,7 @@ class RunView:
     matrix_range: tuple[float, float]
     class_bars: Markup
     classes: list[ClassRow]
+    untested: list[str]
     selection: SelectionView | None
 
     @property
@@ -238,6 +239,7 @@ def _view(index: int, path: Path, label: str, results: Results) -> RunView:
     matrix, n = results.accuracy_matrix, len(results.accuracy_matrix)
     last = _with_sign(results.metrics.last_accuracy)
     accuracies = [c.accuracy for c in classes]
+    untested = sorted(name for c, name in results.class_names.items() if c not in results.class_accuracy)
     span = f"{percent(min(accuracies, default=None))} % to {percent(max(accuracies, default=None))} %"
     return RunView(
         label=label,
@@ -248,8 +250,9 @@ def _view(index: int, path: Path, label: str, results: Results) -> RunView:
         symbol=SYMBOLS[index % len(SYMBOLS)],
         matrix=task_matrix(matrix, f"Heat map of the accuracy matrix, {n} by {n} tasks; {last} over all at the end."),
         matrix_range=matrix_range(matrix),
-        class_bars=class_bars(accuracies, f"Bars: accuracy of {len(classes)} classes, {span}."),
+        class_bars=class_bars(accuracies, f"Bars: accuracy of {_count(len(classes), 'class', 'classes')}, {span}."),
         classes=classes,
+        untested=untested,
         selection=view_selection(results),
     )
 
