@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import FixedLocator, Locator, MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 RUN_COLORS = 8
 """The page defines ``--run-0`` to ``--run-7``."""
@@ -26,8 +27,8 @@ SYMBOLS = "●■▲◆▼★✚"
 """One per run, with the colours: a reader who sees no colours can tell 56 runs apart."""
 MAX_PRINTED = 20
 
-_MARKERS = "os^Dv*P"
-_NAMES = ("ink", "muted", "rule", "accent", "on-accent", *(f"run-{i}" for i in range(RUN_COLORS)))
+_MARKERS = {"o": 5, "s": 4.5, "^": 5.5, "D": 4.5, "v": 5.5, "*": 8, "P": 6}  # points, about one area
+_NAMES = ("paper", "ink", "muted", "rule", "accent", "on-accent", *(f"run-{i}" for i in range(RUN_COLORS)))
 _STAND_IN = {name: f"#ab00{i:02x}" for i, name in enumerate(_NAMES)}
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: selectable, and set in the page's font
@@ -51,7 +52,7 @@ Fractions = Sequence[float | None]
 
 
 def accuracy_curves(curves: Sequence[Fractions], label: str) -> Markup:
-    """One line per run: accuracy over the tasks.
+    """One line per run: accuracy over the tasks, its marks beside the other runs' so that none covers another.
 
     Args:
         curves: per run, accuracy after each task; gaps where it is not defined.
@@ -62,14 +63,23 @@ def accuracy_curves(curves: Sequence[Fractions], label: str) -> Markup:
     """
     with style.context(["default", _STYLE]):
         figure, axes = _figure(6.0, 3.0)
+        runs, n = len(curves), max(map(len, curves))
+        # of few tasks the runs' marks stand side by side; of many, on tasks in turn
+        apart = min(6, 260 / n / runs) if n <= MAX_PRINTED else 0
+        step = int(np.ceil(n / 65))
         for i, curve in enumerate(curves):
-            color, marker = _STAND_IN[f"run-{i % RUN_COLORS}"], _MARKERS[i % len(_MARKERS)]
-            size = 5 if len(curve) <= 40 else 2.5
-            x = np.arange(1, len(curve) + 1)
-            axes.plot(x, _percent(curve), color=color, marker=marker, markersize=size, linewidth=1.6, clip_on=False)
+            aside = ScaledTranslation(apart * (i - (runs - 1) / 2) / 72, 0, figure.dpi_scale_trans)
+            marker, size = list(_MARKERS.items())[i % len(_MARKERS)]
+            x, y, color = np.arange(1, len(curve) + 1), _percent(curve), _STAND_IN[f"run-{i % RUN_COLORS}"]
+            axes.plot(x, y, color=color, linewidth=1.4, transform=axes.transData + aside, clip_on=False)
+            axes.plot(
+                x, y, color=color, linestyle="none", marker=marker, markersize=size, zorder=3,
+                markeredgecolor=_STAND_IN["paper"], markeredgewidth=0.4, transform=axes.transData + aside,
+                markevery=1 if apart else (step * i % len(curve), step * runs), clip_on=False,
+            )  # fmt: skip
         axes.set_xlabel("after task")
         axes.set_ylabel("accuracy so far (%)")
-        _whole_numbers(axes, max(map(len, curves)))
+        _whole_numbers(axes, n)
         known = [v for curve in curves for v in _percent(curve) if np.isfinite(v)]
         axes.set_ylim(max(0, np.floor(min(known, default=1) / 5 - 0.2) * 5), 100)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
