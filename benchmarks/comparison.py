@@ -1,15 +1,19 @@
 """What the comparisons of methods share: recipes run as a user runs them, their figures kept in one result file.
 
 Each finished run is added to the result file at once; one that is there with the same recipe is not repeated, one that
-was stopped goes on. A comparison may be called until everything is there, and in several processes for different runs.
+was stopped goes on. One that is marked ``made_before`` a change of the code counts as missing: it is run anew, and its
+new figures have no mark. A comparison may be called until everything is there, and in several processes for different
+runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses as dc
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -19,8 +23,9 @@ from typing import Any
 
 from filelock import FileLock
 
+from perdure.errors import RecipeError
 from perdure.run import Results, read_results
-from perdure.run.recipe import load_recipe
+from perdure.run.recipe import Recipe, load_recipe
 
 FIGURES = ("last_accuracy", "average_incremental_accuracy", "forgetting")
 SEEDS = (1993, 1994, 1995)
@@ -79,10 +84,12 @@ class Comparison:
         """One run in a process of its own, unless it is on record."""
         path = Path(f"recipes/{job.data}/{job.recipe}.yaml")
         overrides = [f"stream.order_seed={job.seed}", *overrides]
-        recipe = json.loads(json.dumps(load_recipe(path, overrides).values()))
-        if self.recorded().get(job.data, {}).get(job.recipe, {}).get(str(job.seed), {}).get("recipe") == recipe:
+        known = self.recorded().get(job.data, {}).get(job.recipe, {}).get(str(job.seed), {})
+        if known and "made_before" not in known and _same(known["recipe"], load_recipe(path, overrides)):
             return
         out = self.folder / job.data / f"{job.recipe}-{job.seed}"
+        if known and (out / "results.json").exists():  # the run on record, not one that was stopped
+            shutil.rmtree(out)
         environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         set_ = [word for override in overrides for word in ("-s", override)]
         command = [sys.executable, "-m", "perdure", "run", str(path), *set_, "--out", str(out)]
@@ -112,3 +119,10 @@ class Comparison:
         parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
         parser.add_argument("--set", nargs="+", default=[], help="overrides for every recipe, as for perdure run -s")
         return parser
+
+
+def _same(recorded: dict[str, Any], recipe: Recipe) -> bool:
+    """Whether a recorded recipe is this one; a setting that it does not name is at its default."""
+    with contextlib.suppress(RecipeError):
+        return Recipe.from_values(recorded).values() == recipe.values()
+    return False

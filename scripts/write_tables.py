@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from table_marks import explained, mark
+
 RESULTS = Path("benchmarks/results")
 ABOUT = {
     "simplecil": "one mean feature per class, cosine",
@@ -28,6 +30,7 @@ def methods_table() -> str:
     for name, about in ABOUT.items():
         m, c = runs[name]["metrics"], runs[name]["cost"]
         accuracy = [f"{100 * m[k]:.1f}" for k in ("last_accuracy", "average_incremental_accuracy", "forgetting")]
+        accuracy = [figure + mark([runs[name]]) for figure in accuracy]
         frozen = name != "finetune"
         passes = "1 / 1" if frozen else f"{c['passes_per_train_image']:.1f} / {c['passes_per_test_image']:.1f}"
         stored = f"{c['stored_bytes'] / 1e6:.1f} MB"
@@ -79,7 +82,8 @@ def prompt_methods_table() -> str:
     heads = [f"{STREAMS[data]}: {FIGURES[figure]}" for data, figure in columns]
     lines = _head("method", heads)
     for method in COMPARED:
-        cells = [_mean([run[figure] for run in runs[data][f"{method}_default"].values()]) for data, figure in columns]
+        orders = {data: runs[data][f"{method}_default"].values() for data in STREAMS}
+        cells = [_mean([run[figure] for run in orders[data]]) + mark(orders[data]) for data, figure in columns]
         lines.append(_row(f"`{method}`", cells))
     return "\n".join(lines)
 
@@ -142,8 +146,9 @@ def representation_table(suffix: str) -> str:
     }
     for method in shown:
         orders = {data: runs[data].get(method + suffix, {}) for data in IMAGES}
-        found = [[orders[data][seed][figure] for seed in seeds[data] & orders[data].keys()] for data, figure in columns]
-        lines.append(_row(f"`{method}`", [_mean(values) if values else "–" for values in found]))
+        common = {data: [orders[data][seed] for seed in seeds[data] & orders[data].keys()] for data in IMAGES}
+        found = [(common[data], [run[figure] for run in common[data]]) for data, figure in columns]
+        lines.append(_row(f"`{method}`", [_mean(values) + mark(made) if values else "–" for made, values in found]))
     return "\n".join(lines)
 
 
@@ -158,7 +163,7 @@ def representation_costs_table() -> str:
             cells = [f"{c['learned_parameters']:,}", f"{c['stored_bytes'] / CALTECH_CLASSES:,.0f}"]
             cells += [f"{c[key]:.0f}" for key in ("train_seconds", "eval_seconds")]
             cells += [f"{c[key]:.1f}" for key in ("passes_per_train_image", "passes_per_test_image")]
-            lines.append(_row(f"`{backbone}`, `{method}`", cells))
+            lines.append(_row(f"`{backbone}`, `{method}`{mark([runs[method + suffix]['1993']])}", cells))
     return "\n".join(lines)
 
 
@@ -171,7 +176,7 @@ def mos_release_table() -> str:
             run = runs[data][f"{method}_default"]["1993"]
             cells = [f"{100 * run[figure]:.2f}" for figure in list(FIGURES)[:2]]
             cells += [f"{run['cost']['passes_per_test_image']:.1f}", f"{run['cost']['eval_seconds']:.0f}"]
-            lines.append(_row(f"{title}, `{method}`", cells))
+            lines.append(_row(f"{title}, `{method}`{mark([run])}", cells))
     return "\n".join(lines)
 
 
@@ -198,7 +203,7 @@ def first_session_table() -> str:
     for variant, found in rows.items():
         for base, row in found.items():
             cells = [f"{100 * row[part + of]:.1f}" for of in ("", ", first task alone") for part in parts]
-            lines.append(_row(f"`{variant}`, {base}", [*cells, f"{row['cosine']:.4f}"]))
+            lines.append(_row(f"`{variant}`, {base}{mark([row])}", [*cells, f"{row['cosine']:.4f}"]))
     return "\n".join(lines)
 
 
@@ -239,7 +244,7 @@ def filled(text: str) -> str:
     for name, table in TABLES.items():
         start = f"<!-- {name} -->"
         if start in text:
-            block = f"{start}\n{table()}\n<!-- end -->"
+            block = f"{start}\n{explained(table())}\n<!-- end -->"
             text = re.sub(f"{start}.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
     return text
 
