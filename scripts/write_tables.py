@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from table_marks import explained, mark
+from table_recipes import NOTES, RESULTS, label, main_runs
 
-RESULTS = Path("benchmarks/results")
 ABOUT = {
     "simplecil": "one mean feature per class, cosine",
     "ranpac": "random projection, ridge head; without the paper's first phase",
@@ -22,20 +22,18 @@ ABOUT = {
 
 def methods_table() -> str:
     """One row per method: what it is, accuracies, forgetting, cost."""
-    runs = json.loads((RESULTS / "caltech101.json").read_text())["runs"]
     lines = [
         "| method | stream | what it does | last | average | forgetting | passes per train / test image | stored |",
         "|---|---|---|---:|---:|---:|---:|---:|",
     ]
-    for name, about in ABOUT.items():
-        m, c = runs[name]["metrics"], runs[name]["cost"]
+    for first, run in main_runs().items():
+        m, c, name = run["metrics"], run["cost"], run["recipe"]["method"]["name"]
         accuracy = [f"{100 * m[k]:.1f}" for k in ("last_accuracy", "average_incremental_accuracy", "forgetting")]
-        accuracy = [figure + mark([runs[name]]) for figure in accuracy]
+        accuracy = [figure + mark([run]) for figure in accuracy]
         frozen = name != "finetune"
         passes = "1 / 1" if frozen else f"{c['passes_per_train_image']:.1f} / {c['passes_per_test_image']:.1f}"
         stored = f"{c['stored_bytes'] / 1e6:.1f} MB"
-        cells = [f"`{name}`", "Caltech-101, 10 tasks", about, *accuracy, passes, stored]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_row(first, ["Caltech-101, 10 tasks", ABOUT[name], *accuracy, passes, stored]))
     return "\n".join(lines)
 
 
@@ -43,7 +41,8 @@ def default_accuracy_table() -> str:
     """The built-in backbone beside its teacher and its random self."""
     report = json.loads((RESULTS / "default_backbone.json").read_text())
     columns = [(name, m) for name in report["streams"] for m in report["methods"]]
-    streams = [f"{name}, {report['streams'][name]['tasks']} tasks: {m}" for name, m in columns]
+    m_of = {m: label(m, {"method": settings}).replace("`", "") for m, settings in report["methods"].items()}
+    streams = [f"{name}, {report['streams'][name]['tasks']} tasks: {m_of[m]}" for name, m in columns]
     lines = ["| backbone | " + " | ".join(streams) + " |", "|---|" + "---:|" * len(streams)]
     for backbone, found in report["last_accuracy"].items():
         values = [f"{100 * found[name][m]:.1f}" for name, m in columns]
@@ -148,7 +147,9 @@ def representation_table(suffix: str) -> str:
         orders = {data: runs[data].get(method + suffix, {}) for data in IMAGES}
         common = {data: [orders[data][seed] for seed in seeds[data] & orders[data].keys()] for data in IMAGES}
         found = [(common[data], [run[figure] for run in common[data]]) for data, figure in columns]
-        lines.append(_row(f"`{method}`", [_mean(values) + mark(made) if values else "–" for made, values in found]))
+        any_run = next(run for of_data in orders.values() for run in of_data.values())
+        cells = [_mean(values) + mark(made) if values else "–" for made, values in found]
+        lines.append(_row(label(method, any_run["recipe"]), cells))
     return "\n".join(lines)
 
 
@@ -159,11 +160,12 @@ def representation_costs_table() -> str:
     lines = _head("backbone, method", [*heads, "passes per test image"])
     for backbone, suffix in {"default": "_default", "efficientnet_lite0": ""}.items():
         for method in [m for m in [*REPRESENTATION, "mos_release"] if m + suffix in runs]:
-            c = runs[method + suffix]["1993"]["cost"]
+            run = runs[method + suffix]["1993"]
+            c = run["cost"]
             cells = [f"{c['learned_parameters']:,}", f"{c['stored_bytes'] / CALTECH_CLASSES:,.0f}"]
             cells += [f"{c[key]:.0f}" for key in ("train_seconds", "eval_seconds")]
             cells += [f"{c[key]:.1f}" for key in ("passes_per_train_image", "passes_per_test_image")]
-            lines.append(_row(f"`{backbone}`, `{method}`{mark([runs[method + suffix]['1993']])}", cells))
+            lines.append(_row(f"`{backbone}`, {label(method, run['recipe'])}{mark([run])}", cells))
     return "\n".join(lines)
 
 
@@ -244,7 +246,7 @@ def filled(text: str) -> str:
     for name, table in TABLES.items():
         start = f"<!-- {name} -->"
         if start in text:
-            block = f"{start}\n{explained(table())}\n<!-- end -->"
+            block = f"{start}\n{explained(table())}\n\n{NOTES[name]}\n<!-- end -->"
             text = re.sub(f"{start}.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
     return text
 
