@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 import runpy
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from perdure import cli
 from perdure.backbone import BUILT_IN
+from perdure.checks import CheckResult
 from perdure.data import LabelledImages
 from perdure.methods import methods
-from perdure.run import Runner, load_recipe, read_results
+from perdure.run import Results, Runner, load_recipe, read_results
 
 TINY = [
     "-s", "stream.data=synthetic", "-s", "stream.tasks=3", "-s", "backbone.name=test_vit",
@@ -84,6 +91,9 @@ def test_show_explains_methods_data_backbones_and_recipes(perdure: Call, tmp_pat
         assert fact in shown
     (tmp_path / "r.yaml").write_text("stream: {data: synthetic, tasks: 2}\nmethod: {name: joint}\n")
     assert "epochs: 4" in perdure("show", "r.yaml", "-s", "method.epochs=4")[1]
+    folder = f"./{'a_long_name_' * 20}"
+    (tmp_path / folder).mkdir()
+    assert yaml.safe_load(perdure("show", "r.yaml", "-s", f"stream.data={folder}")[1])["stream"]["data"] == folder
     code, _, error = perdure("show", "ranpak")
     assert code == 2
     assert "Did you mean 'ranpac'" in error
@@ -112,6 +122,51 @@ def test_run_prints_table_report_and_the_command_that_repeats_it(perdure: Call, 
     assert read_results(tmp_path / "my run").provenance.command == command
 
 
+ODD = "a [bold]b[/] :cat: it's $HOME"
+REPEATED = {
+    "overrides alone": [*TINY, "-s", "method.name=simplecil"],
+    "a recipe": ["r.yaml"],
+    "a recipe, overrides, a directory": ["r.yaml", "-s", "seed=3", "-s", "stream.order_seed=null", "--out", "there"],
+    "all states": ["r.yaml", "--keep-states", "all"],
+    "the states that are kept anyway": ["r.yaml", "--keep-states", "last", "--out", "there"],
+    "names that a shell or a terminal would read": ["-s", f"stream.data=./{ODD}", "--out", f"out {ODD}", f"{ODD}.yaml"],
+}
+
+
+@pytest.mark.parametrize("case", REPEATED)
+def test_the_printed_command_repeats_the_run(case: str, perdure: Call, tmp_path: Path) -> None:
+    image_folder(tmp_path / ODD)
+    for name in ("r.yaml", f"{ODD}.yaml"):
+        (tmp_path / name).write_text(
+            "stream: {data: synthetic, tasks: 3}\nmethod: {name: ranpac, projection_dim: 32}\nseed: 1\n"
+            "backbone: {name: test_vit, pretrained: false, device: cpu}\n"
+        )
+
+    def run(*arguments: str) -> tuple[str, dict[str, Any]]:
+        """What was printed, and everything that the run left but times, by file."""
+        code, text, error = perdure("run", *arguments)
+        assert code == 0, error
+        (folder,) = {path.parent for path in tmp_path.rglob("results.json")}
+        told = json.loads((folder / "results.json").read_text())
+        told["provenance"] = {k: told["provenance"][k] for k in ("recipe", "command", "fingerprints")}
+        del told["cost"]
+        files = sorted(str(path.relative_to(tmp_path)) for path in folder.rglob("*"))
+        assert text.split("report: ")[1].splitlines()[0].strip() == str((folder / "report.html").relative_to(tmp_path))
+        shutil.rmtree(folder)
+        return text, {"results": told, "files": files}
+
+    text, first = run(*REPEATED[case])
+    (line,) = [line for line in text.splitlines() if line.startswith("repeat it: ")]
+    command = line.removeprefix("repeat it: ")
+    name, verb, *arguments = shlex.split(command)
+    assert (name, verb) == ("perdure", "run")
+    assert run(*arguments)[1] == first
+    assert first["results"]["provenance"]["command"] == command
+    overrides = [value for flag, value in itertools.pairwise(REPEATED[case]) if flag == "-s"]
+    recipe = next((Path(word) for word in REPEATED[case] if word.endswith(".yaml")), None)
+    assert first["results"]["provenance"]["recipe"] == load_recipe(recipe, overrides).values()
+
+
 def test_the_command_line_equals_the_python_interface(perdure: Call, tmp_path: Path) -> None:
     overrides = [*TINY, "-s", "method.name=ranpac", "-s", "method.projection_dim=64"]
     perdure("run", *overrides, "--out", "cli")
@@ -122,9 +177,9 @@ def test_the_command_line_equals_the_python_interface(perdure: Call, tmp_path: P
 def test_report_compares_runs(perdure: Call, tmp_path: Path) -> None:
     for name in ("simplecil", "joint"):
         perdure("run", *TINY, "-s", f"method.name={name}", "--out", name)
-    code, text, _ = perdure("report", "simplecil", "joint", "--out", "both.html")
-    assert code == 0
-    page = (tmp_path / text.strip()).read_text()
+    code, text, _ = perdure("report", "simplecil", "joint", "--out", f"{ODD}.html")
+    assert (code, text) == (0, f"{ODD}.html\n")
+    page = (tmp_path / f"{ODD}.html").read_text()
     assert "SimpleCIL" in page
     assert "Joint" in page
 
@@ -137,14 +192,77 @@ def test_check_exits_with_one_if_a_promise_is_broken(perdure: Call, monkeypatch:
     assert "ZeroDivisionError" in text
 
 
+def test_check_marks_the_broken_promises_and_no_others(perdure: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [CheckResult("a", True, "", 0.5), CheckResult("b", False, "x", 1.5), CheckResult("c", True, "y", 2.5)]
+
+    def check_method(kind: type, on_result: Callable[[CheckResult], None]) -> list[CheckResult]:
+        for result in found:
+            on_result(result)
+        return found
+
+    monkeypatch.setattr(cli, "check_method", check_method)
+    code, text, _ = perdure("check", "joint")
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[:3] == [["ok", "0.50", "s", "a"], ["FAIL", "1.50", "s", "b", "x"], ["ok", "2.50", "s", "c", "y"]]
+    assert text.splitlines()[3:] == ["2 of 3 checks passed"]
+    assert code == 1
+    found.pop(1)
+    code, text, _ = perdure("check", "joint")
+    assert [line.split()[0] for line in text.splitlines()] == ["ok", "ok", "2"]
+    assert text.splitlines()[-1] == "2 of 2 checks passed"
+    assert code == 0
+
+
 def test_data_check_reports_and_exits(perdure: Call, tmp_path: Path) -> None:
     root = image_folder(tmp_path / "images")
-    assert perdure("data", "check", "images")[0] == 0
+    assert perdure("data", "check", "images")[:2] == (0, "nothing found\n")
+    (root / "train" / "notes.txt").touch()
+    code, text, _ = perdure("data", "check", "images")
+    assert (code, text.splitlines()) == (
+        0,
+        [
+            "info ignored-files: 1 file or folder is no image of a class and will be ignored.",
+            "    images/train/notes.txt",
+            "1 finding, 0 of them errors",
+        ],
+    )
     (root / "train" / "class_0" / "broken.jpg").write_bytes(b"\xff\xd8 no jpeg")
+    (root / "train" / "class_2" / "again.png").write_bytes((root / "train" / "class_2" / "0.png").read_bytes())
     code, text, _ = perdure("data", "check", "images")
     assert code == 1
-    assert "broken.jpg" in text
+    lines = text.splitlines()
+    assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == [
+        "error corrupt-file", "info duplicate-in-class", "info ignored-files", "3 findings, 1 of them errors"
+    ]  # fmt: skip
+    assert [line.strip() for line in lines if line.startswith("    ")] == [
+        "images/train/class_0/broken.jpg",
+        *(f"images/train/class_2/{name}.png" for name in ("0", "again")),
+        "images/train/notes.txt",
+    ]
+    assert "nothing found" not in text
     assert perdure("data", "check", "nowhere")[0] == 2
+
+
+def test_the_printed_table_has_each_figure_in_its_row_and_column(
+    perdure: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    perdure("run", *TINY, "-s", "method.name=simplecil", "--out", "r")
+    results = read_results(tmp_path / "r")
+
+    def with_(after: list[float], average: float, last: float, forgetting: float | None) -> Results:
+        ends = {"average_incremental_accuracy": average, "last_accuracy": last, "forgetting": forgetting}
+        metrics = results.metrics.model_copy(update={"accuracy_after_task": after, **ends})
+        return results.model_copy(update={"metrics": metrics})
+
+    runs = {"one": with_([0.91, 0.82, 0.73], 0.64, 0.55, 0.46), "two": with_([0.37], 0.28, 0.19, None)}
+    capsys.readouterr()
+    cli.print_results(runs)
+    lines = [line.strip("│┃").split("│" if "│" in line else "┃") for line in capsys.readouterr().out.splitlines()]
+    assert [[cell.strip() for cell in cells] for cells in lines if len(cells) == 3] == [
+        ["after task", "one", "two"],
+        *(["1", "91.0", "37.0"], ["2", "82.0", "–"], ["3", "73.0", "–"]),
+        *(["average", "64.0", "28.0"], ["last", "55.0", "19.0"], ["forgetting", "46.0", "–"]),
+    ]
 
 
 BAD_REQUESTS = {

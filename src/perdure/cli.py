@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at image folders.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-out, err = Console(), Console(stderr=True)
+out, err = Console(emoji=False), Console(stderr=True, emoji=False)
 
 Overrides = Annotated[
     list[str] | None,
@@ -70,7 +70,7 @@ def list_names(
     if what in ("all", "recipes"):
         out.print("[bold]Recipes[/] (perdure run FILE)")
         for path in sorted(Path("recipes").glob("**/*.yaml")):
-            out.print(f"  {path}", highlight=False, soft_wrap=True)
+            _print_line(f"  {path}")
 
 
 @app.command()
@@ -80,7 +80,7 @@ def show(
 ) -> None:
     """Explain a method with all its settings, a backbone, a data set, or a recipe with every default written out."""
     if Path(name).suffix in (".yaml", ".yml"):
-        out.print(escape(yaml.safe_dump(load_recipe(Path(name), overrides or []).values(), sort_keys=False)))
+        _print_line(yaml.safe_dump(load_recipe(Path(name), overrides or []).values(), sort_keys=False).rstrip())
     elif name in methods:
         kind = methods.get(name)
         out.print(escape(inspect.getdoc(sys.modules[kind.__module__]) or ""))
@@ -119,12 +119,15 @@ def run(
 ) -> None:
     """Run a recipe, or go on where it stopped; ends with a table, the report and the command that repeats it."""
     tune_allocator()
-    command = shlex.join(["perdure", "run", *([str(recipe)] if recipe else []), *_flags(overrides, directory)])
+    flags = [part for text in overrides or [] for part in ("-s", text)]
+    flags += ["--out", str(directory)] if directory else []
+    flags += ["--keep-states", keep_states] if keep_states != "last" else []
+    command = shlex.join(["perdure", "run", *([str(recipe)] if recipe else []), *flags])
     checked = load_recipe(recipe, overrides or [])
     results, folder = run_recipe(checked, directory, command=command, keep_states=keep_states)
     print_results({checked.method_name: results})
-    out.print(f"report:    {write_report([folder])}", highlight=False, soft_wrap=True)
-    out.print(f"repeat it: {command}", highlight=False, soft_wrap=True, markup=False)
+    _print_line(f"report:    {write_report([folder])}")
+    _print_line(f"repeat it: {command}")
 
 
 @app.command()
@@ -133,7 +136,7 @@ def report(
     file: Annotated[Path | None, typer.Option("--out", help="The HTML file to write.")] = None,
 ) -> None:
     """Write one HTML file, readable offline, about one run or comparing several."""
-    out.print(str(write_report(runs, file)), highlight=False, soft_wrap=True)
+    _print_line(str(write_report(runs, file)))
 
 
 @app.command()
@@ -160,7 +163,8 @@ def data_check(folder: Annotated[Path, typer.Argument(help="An image folder.")])
         for path in finding.paths:
             out.print(f"    {escape(path)}", highlight=False, soft_wrap=True)
     n_errors = sum(f.severity == "error" for f in findings)
-    out.print(f"{len(findings)} findings, {n_errors} of them errors" if findings else "nothing found")
+    found = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
+    out.print(f"{found}, {n_errors} of them errors" if findings else "nothing found")
     raise typer.Exit(1 if n_errors else 0)
 
 
@@ -216,7 +220,7 @@ def print_results(runs: dict[str, Results]) -> None:
         if results.provenance.depends_on_test_batch:
             out.print(f"[yellow]* {escape(name)}: these numbers depend on which images are tested together[/]")
         if chosen := selection_sentence(results):
-            out.print(f"{name}: {chosen}", highlight=False, soft_wrap=True, markup=False)
+            _print_line(f"{name}: {chosen}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -242,9 +246,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _flags(overrides: list[str] | None, directory: Path | None) -> list[str]:
-    pairs = [part for text in overrides or [] for part in ("-s", text)]
-    return pairs + (["--out", str(directory)] if directory else [])
+def _print_line(text: str) -> None:
+    """As it is, to be copied: not wrapped, coloured or read as markup."""
+    out.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
