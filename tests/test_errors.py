@@ -16,6 +16,7 @@ from perdure.errors import (
     UsageError,
     did_you_mean,
 )
+from perdure.methods import methods
 
 EVERY = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, PerdureError)]
 PLAIN = [e for e in EVERY if e not in (RecipeError, NonFiniteError)]
@@ -105,6 +106,26 @@ def test_at_most_three_close_names_the_closest_first() -> None:
     names = ["alpha", "alpha1", "alpha22", "alpha333", "beta"]
     assert did_you_mean("alpha1", names).startswith("Did you mean 'alpha1' or ")
     assert did_you_mean("alpha", names).split("?")[0].count("'alpha") == 3
+
+
+@pytest.mark.parametrize("n", [3, 50])
+def test_close_names_need_not_be_neighbours(n: int) -> None:
+    names = [f"{letter}_filler_{i}" for i, letter in zip(range(n), "abcdefghijklmnopqrstuvwxyz" * 2, strict=False)]
+    names += ["ranpac", "anpack", "zanpac"]
+    for word in ("ranpca", "anpac", "RANPAC_"):
+        told = did_you_mean(word, names).split("?")[0]
+        assert all(repr(name) in told for name in ("ranpac", "anpack", "zanpac")), told
+        assert "filler" not in told
+
+
+def test_every_name_is_found_by_any_slip_of_a_letter() -> None:
+    names = methods.names()
+    for name in names:
+        slips = {
+            name[:i] + letter + name[i + cut :] for i in range(len(name)) for letter in ("", "x") for cut in (0, 1)
+        }
+        for slip in slips - set(names) - {"a"}:
+            assert repr(name) in did_you_mean(slip, names).split("?")[0], slip
 
 
 def test_an_alias_stands_for_its_name_once() -> None:

@@ -210,6 +210,29 @@ def test_near_identical_names_are_found(root: Path, names: tuple[str, str]) -> N
 
 
 @pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        # sorted as folders are, capitals first: others stand between the two
+        (["Car side", "Dog", "ant", "bee", "car_side"], [("Car side", "car_side")]),
+        (["cherries", "cherrow", "cherry"], [("cherries", "cherry")]),
+        (["Cups", "Dogs", "cup"], [("Cups", "cup")]),
+        (["color_wheel", "coltsfoot", "colour_wheel"], [("color_wheel", "colour_wheel")]),
+        (["Colour_wheel", "Zebra", "an ant", "color_wheel"], [("Colour_wheel", "color_wheel")]),
+        (["Cat", "DOG", "cat", "dog"], [("Cat", "cat"), ("DOG", "dog")]),
+        (["Cup", "Zoo", "cup", "cups"], [("Cup", "cup"), ("Cup", "cups"), ("cup", "cups")]),
+        (["item_01", "item_02", "item_1"], [("item_01", "item_1")]),
+        (["colour_wheel_a", "x", "zz", "Zz"], [("Zz", "zz")]),
+    ],
+)
+def test_similar_names_need_not_be_neighbours(root: Path, names: list[str], pairs: list[tuple[str, str]]) -> None:
+    fill(root, **dict.fromkeys(names, 2))
+    found = [f for f in check_folder(root) if f.kind == "similar-class-names"]
+    assert {f.paths for f in found} == {(str(root / one), str(root / other)) for one, other in pairs}
+    assert len(found) == len(pairs)
+    assert all(repr(Path(path).name) in f.message for f in found for path in f.paths)
+
+
+@pytest.mark.parametrize(
     "names",
     [
         ("crocodile", "crocodile_head"),
