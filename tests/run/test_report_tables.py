@@ -161,6 +161,16 @@ def test_chosen_prompts(tmp_path: Path) -> None:
     assert rows == [["test of task", "1", "2"], ["1", "70.0", "30.0"], ["2", "25.0", "75.0"], ["3", "–", "–"]]
 
 
+def test_what_a_screen_reader_and_the_keys_say(tmp_path: Path) -> None:
+    page = page_of(put(tmp_path / "a", odd_results())).replace("\N{NO-BREAK SPACE}", " ")
+    assert re.findall(r'<svg role="img" aria-label="([^"]*)"', page) == [
+        "Accuracy after each task: RanPAC from 91.1 % to 61.1 %.",
+        "Heat map of the accuracy matrix, 3 by 3 tasks; 61.1 % over all at the end.",
+        "Bars: accuracy of 12 classes, 8.3 % to 100.0 %.",
+    ]
+    assert re.findall(r'class="key"[^>]*>([\d.]+) %<span class="ramp"></span>([\d.]+) %', page) == [("46.0", "91.0")]
+
+
 def test_each_of_several_runs_has_its_own_rows(tmp_path: Path) -> None:
     other = make_results([[0.5, None], [0.4, 0.3]], method={"name": "joint"}, metrics={"top5": 0.123, "ece": 0.0})
     page = page_of(put(tmp_path / "a", odd_results()), put(tmp_path / "b", other), out=tmp_path / "both.html")
