@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from perdure.data import ArraySource, Dataset, LabelledImages, load_dataset
-from perdure.data.datasets import cache_dir, datasets, domain_datasets
+from perdure.data import ArraySource, Dataset, LabelledImages, load_dataset, load_stream
+from perdure.data.datasets import cache_dir, datasets, domain_datasets, folder_dataset
+from perdure.data.named import data_dir
 from perdure.errors import DataError, DataNotFoundError, SplitError, UnknownNameError
 
 
@@ -84,6 +86,39 @@ def test_the_split_is_seeded_and_holds_out_a_fifth(root: Path) -> None:
     assert one.test.fingerprint != other.test.fingerprint
     assert not set(names(one.train, 0)) & set(names(one.test, 0))
     assert len(load_dataset(root, test_fraction=0.5).test) == 10
+
+
+def test_the_split_is_the_one_that_published_numbers_stand_on(root: Path) -> None:
+    fill(root, cat=10, dog=10, emu=8)
+    drawn = {seed: load_dataset(root, split_seed=seed) for seed in (0, 1)}
+    held_out = {seed: [names(data.test, c) for c in (0, 1)] for seed, data in drawn.items()}
+    assert held_out == {
+        0: [["05.png", "06.png"], ["05.png", "09.png"]],
+        1: [["02.png", "05.png"], ["01.png", "07.png"]],
+    }
+    assert len(names(drawn[0].test, 2)) == 2, "a fifth of eight, rounded"
+    kept = [Path(drawn[0].train.name(i)).name for i in range(8)]
+    assert kept == [f"{i:02}.png" for i in range(10) if i not in (5, 6)], "in the order of the files"
+    assert drawn[0].train.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 6
+
+
+def test_what_is_left_out_is_the_same_wherever_it_is_asked_for() -> None:
+    """Defaults stand in several signatures; a run, a script and a domain must cut alike."""
+    told = inspect.signature(load_dataset).parameters
+    assert {n: told[n].default for n in ("test_fraction", "split_seed", "skip_corrupt")} == {
+        **{"test_fraction": 0.2, "split_seed": 0, "skip_corrupt": False}
+    }
+    for function in (folder_dataset, domain_datasets, load_stream):
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name in told and name != "data":
+                assert parameter.default == told[name].default, (function.__name__, name)
+
+
+def test_a_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERDURE_CACHE", "~/elsewhere")
+    assert cache_dir() == Path.home() / "elsewhere"
+    monkeypatch.setenv("PERDURE_DATA", "~/images")
+    assert data_dir() == Path.home() / "images"
 
 
 def test_a_new_class_leaves_the_others_split_alone(root: Path) -> None:

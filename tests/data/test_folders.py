@@ -162,6 +162,17 @@ def test_a_memo_that_cannot_be_written_only_forgets(tmp_path: Path) -> None:
     assert b"k" * 16 not in KnownGood(tmp_path / "file" / "keys")
 
 
+def test_more_files_than_are_checked_at_once_stay_in_order(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(2050)]
+    for i, path in enumerate(paths[1020:1030] + paths[2046:]):
+        path.write_bytes(bytes([i]))
+    checked = check_files(paths)
+    assert [f.path for f in checked] == paths
+    there = [f.problem == "not an image of a known format" for f in checked]
+    assert np.flatnonzero(there).tolist() == [*range(1020, 1030), *range(2046, 2050)]
+    assert len({f.key for f in checked}) == 15
+
+
 def test_keys_follow_the_files_order(tmp_path: Path) -> None:
     paths = [picture(tmp_path / f"{i}.png", i) for i in range(6)]
     forward, backward = check_files(paths), check_files(paths[::-1])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from perdure.data import load_dataset, named
 from perdure.errors import DataError, DataNotFoundError
@@ -50,6 +51,17 @@ def test_digits_are_there_offline() -> None:
     assert data.class_names[7] == "7"
     assert not set(data.train.keys.tolist()) & set(data.test.keys.tolist())
     assert data.train.source.read(0).size == (8, 8)
+
+
+def test_every_fifth_digit_is_for_testing_and_sixteen_is_white() -> None:
+    data, (images, labels) = load_dataset("digits"), load_digits(return_X_y=True)
+    for part, rows in ((data.train, [1, 2, 3, 4, 6]), (data.test, [0, 5, 10])):
+        for i, row in enumerate(rows):
+            pixels = np.asarray(part.source.read(i))[..., 0]
+            assert np.abs(pixels - images[row].reshape(8, 8) * 255 / 16).max() < 1
+            assert part.labels[i] == labels[row]
+            assert pixels.max() == images[row].max() * 255 // 16
+    assert np.asarray(data.train.source.read(1)).max() == 255
 
 
 def test_fashion_mnist_is_read_from_the_data_folder(fashion: Path) -> None:

@@ -96,6 +96,11 @@ def test_presets_replace_the_whole_view(name: str) -> None:
     assert (squashed.pixels(image) == resized[:, free : free + 224, free : free + 224]).all()
 
 
+def test_what_is_not_said_is_timms_usual_view_between_minus_one_and_one() -> None:
+    half = (0.5, 0.5, 0.5)
+    assert Preprocess(64) == Preprocess(64, "bicubic", 0.875, "center", half, half)
+
+
 def test_no_preset_changes_nothing() -> None:
     p = Preprocess(64)
     assert p.with_preset(None) is p

@@ -225,6 +225,20 @@ def test_draws_are_seeded_and_bounded(root: Path) -> None:
     assert one.fingerprint != other.fingerprint
 
 
+@pytest.mark.parametrize(
+    ("seed", "train", "test"),
+    [(0, [[0, 2, 6], [1, 3, 4]], [[3, 5, 8], [0, 6, 7]]), (3, [[0, 4, 7], [0, 4, 5]], [[4, 7, 8], [0, 2, 6]])],
+)
+def test_the_draws_are_those_that_published_numbers_stand_on(
+    seed: int, train: list[list[int]], test: list[list[int]], root: Path
+) -> None:
+    fill(root / "train", cat=9, dog=9)
+    fill(root / "test", cat=9, dog=9)
+    stream = load_stream(root, tasks=1, train_per_class=3, test_per_class=3, split_seed=seed)
+    for images, drawn in ((stream[0].train, train), (stream.test(0), test)):
+        assert [files(images, c) for c in (0, 1)] == [[f"{i:02}.png" for i in kept] for kept in drawn]
+
+
 def test_a_new_class_leaves_the_others_draws_alone(root: Path) -> None:
     options = {"tasks": 1, "train_per_class": 5, "test_per_class": 2}
     fill(root, cat=20, dog=20)

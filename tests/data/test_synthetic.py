@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from perdure.data import load_dataset
 from perdure.data.synthetic import synthetic_dataset
@@ -47,3 +48,19 @@ def test_shift_makes_another_domain() -> None:
     gain = mean_colours(range(2), bright.train) - mean_colours(range(2), plain.train)
     assert (gain.mean(1) > 25).all()
     assert plain.train.source.read(0).size == (32, 32)
+
+
+def test_colours_stripes_and_noise_are_as_told() -> None:
+    data = synthetic_dataset(range(3), train_per_class=30, side=24)
+    hue = 2 * np.pi * np.arange(3)[:, None] / 3 + np.array([0.0, 2.1, 4.2])
+    np.testing.assert_allclose(mean_colours(range(3), data.train), 128 + 90 * np.cos(hue), atol=4)
+    images = np.stack([np.asarray(data.train.source.read(i)).astype(float) for i in range(90)]).reshape(
+        3, 30, 24, 24, 3
+    )
+    y, x = np.mgrid[:24, :24] / 24
+    for k in range(3):
+        stripes = np.sin(6 * np.pi * (x * np.cos(np.pi * k / 3) + y * np.sin(np.pi * k / 3)))
+        middle = int(np.abs(images[k].mean((0, 1, 2)) - 128).argmin())  # of a channel that 0 and 255 do not cut
+        part = images[k, ..., middle]
+        assert np.polyfit(stripes.ravel(), part.mean(0).ravel(), 1)[0] == pytest.approx(40, abs=3)
+        assert (part - part.mean(0)).std() == pytest.approx(12, rel=0.1)

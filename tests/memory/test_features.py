@@ -25,6 +25,7 @@ from perdure.data import ArraySource, FileSource, LabelledImages, Preprocess
 from perdure.data.images import content_key
 from perdure.errors import BackboneError, ConfigError, NonFiniteError, StorageError
 from perdure.memory import features as features_module
+from perdure.memory import shelf as shelf_module
 from perdure.memory.shelf import RECORD, ShelfIndex
 
 N, SIDE = 11, 4
@@ -116,6 +117,29 @@ def test_nothing_costs_nothing(store: FeatureStore) -> None:
     assert len(found) == 0
     assert list(found.batches()) == []
     assert backbone.passes == 0
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 100])
+def test_rows_are_checked_some_at_a_time_and_none_is_left_out(
+    chunk: int, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf_module, "CHUNK_ROWS", chunk)
+    backbone, data = Pixels(), images()
+    store.features(backbone, data)
+    path = only(store.directory, ".rows")
+    content = bytearray(path.read_bytes())
+    for row in (2, 3, N - 1):
+        content[row * ROW_BYTES] ^= 1
+    path.write_bytes(content)
+    index = ShelfIndex(store.directory / "pixels", Pixels.dim)
+    assert index.missing(data.keys).tolist() == [2, 3, N - 1]
+    assert torch.equal(store.features(backbone, data)[:], true(data))
+    assert backbone.passes == N + 3
+
+
+def test_rows_come_a_thousand_and_some_at_a_time(store: FeatureStore) -> None:
+    data = images(2).subset(np.arange(1030) % 2)
+    assert [len(rows) for rows in store.features(Pixels(), data).batches()] == [1024, 6]
 
 
 # --- addressed by content ---

@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from timm.layers import HybridEmbed
@@ -151,6 +152,10 @@ def test_a_last_batch_of_one_image_is_kept_like_any_other(
     before = view.passes.images
     assert torch.equal(FeatureStore(tmp_path).features(view, data)[:], rows[:])
     assert view.passes.images == before
+    mixed = data.subset(torch.randperm(n, generator=torch.Generator().manual_seed(2)).numpy())
+    some = FeatureStore(tmp_path / "apart")
+    some.features(view, mixed.subset(np.arange(n // 3)))  # then the others, in another order
+    torch.testing.assert_close(some.features(view, data)[:], rows[:], atol=1e-5, rtol=0)
     with torch.no_grad():
         patches = FeatureStore(tmp_path).patches(hybrid, data)[:].view(-1, *hybrid.tokens_shape)
         torch.testing.assert_close(patches, hybrid.embed_tokens(pixels), atol=1e-5, rtol=0)

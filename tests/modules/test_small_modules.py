@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -155,9 +156,11 @@ def test_a_low_rank_update_by_hand() -> None:
 
 def test_a_low_rank_update_of_a_convolution_strides_as_it_does() -> None:
     layer = nn.Conv2d(3, 4, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(1, 2))
-    lora, x = LoRA(layer, 2, rng(), scale=0.5), drawn(2, 3, 9, 12)
+    lora, x = LoRA(layer, 2, rng(), scale=0.5, parts=2, updated=(1,)), drawn(2, 3, 9, 12)
     with torch.no_grad():
-        lora.b[0].copy_(drawn(4, 2))
+        lora.b[0].copy_(drawn(2, 2))
+    assert not lora(x)[:, :2].any()
+    assert lora(x)[:, 2:].all()
     assert all(0.8 * 45**-0.5 < a.abs().max() <= 45**-0.5 for a in lora.a)
     folded = copy.deepcopy(layer)
     lora.fold_into(folded)
@@ -223,6 +226,33 @@ def test_an_adapter_drops_a_share_of_its_bottleneck_and_keeps_the_mean(share: fl
     assert hidden[0].mean().item() == pytest.approx(1, abs=0.03)
     assert (hidden[0] == 0).float().mean().item() == pytest.approx(share, abs=0.02)
     assert hidden[0].max().item() == pytest.approx(1 / (1 - share))
+
+
+def grown_cosine_head(generator: torch.Generator) -> nn.Module:
+    head = CosineHead(4)
+    head.grow(3, generator)
+    return head
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda g: LoRA(nn.utils.skip_init(nn.Linear, 4, 4), 2, g),
+        lambda g: ScaleShift(4, g),
+        lambda g: Adapter(4, 3, g),
+        lambda g: PromptGenerator(5, 3, 4, 2, "normal_1e-2", g),
+        grown_cosine_head,
+    ],
+    ids=["LoRA", "ScaleShift", "Adapter", "PromptGenerator", "CosineHead"],
+)
+def test_initial_values_come_from_the_given_generator_alone(make: Callable[[torch.Generator], nn.Module]) -> None:
+    before = torch.get_rng_state()
+    one, again, other = (make(rng(seed)).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[key], again[key]) for key in one)
+    drawn_from_it = [key for key in one if one[key].ndim and one[key].unique().numel() > 1]
+    assert drawn_from_it
+    assert not any(torch.equal(one[key], other[key]) for key in drawn_from_it)
 
 
 # --- heads

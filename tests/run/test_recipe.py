@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from perdure import Backbone, load_stream
 from perdure.backbone import BareNameWarning
 from perdure.errors import ConfigError, RecipeError, UnknownNameError
 from perdure.run import Recipe, load_recipe
+from perdure.run.recipe import BackboneConfig, StreamConfig
 
 GOOD = ["stream.data=synthetic", "stream.tasks=3", "method.name=ranpac"]
 
@@ -44,10 +48,56 @@ def test_resolved_values_make_the_same_recipe() -> None:
     assert r.values()["method"]["head"] == "cosine"
 
 
+@pytest.mark.parametrize(
+    ("section", "called"), [(StreamConfig, load_stream), (BackboneConfig, Backbone.load)], ids=["stream", "backbone"]
+)
+def test_what_a_recipe_leaves_out_is_what_the_python_interface_takes(section: Any, called: Any) -> None:
+    told = inspect.signature(called).parameters
+    assert list(section.model_fields) == list(told)
+    for name, field in section.model_fields.items():
+        if not field.is_required() and told[name].default is not inspect.Parameter.empty:
+            assert field.default == told[name].default, name
+
+
+def test_the_sections_defaults_are_these() -> None:
+    r = load_recipe(None, ["stream.data=synthetic", "stream.tasks=3", "method.name=simplecil"])
+    assert (r.seed, r.backbone.name, r.stream.order_seed, r.stream.test_fraction) == (0, "default", 1993, 0.2)
+    assert (r.stream.scenario, r.stream.skip_corrupt, r.stream.split_seed) == ("class", False, 0)
+    assert (r.backbone.pretrained, r.backbone.device, r.backbone.precision) == (True, "auto", "float32")
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ("stream.tasks=1", "stream.tasks=0"),
+        ("stream.base=0", "stream.base=-1"),
+        ("stream.increment=1", "stream.increment=0"),
+        ("stream.order_seed=4294967295", "stream.order_seed=4294967296"),
+        ("stream.order_seed=0", "stream.order_seed=-1"),
+        ("stream.test_fraction=0.001", "stream.test_fraction=0"),
+        ("stream.test_fraction=0.999", "stream.test_fraction=1"),
+        ("stream.split_seed=0", "stream.split_seed=-1"),
+        ("stream.train_per_class=1", "stream.train_per_class=0"),
+        ("stream.test_per_class=1", "stream.test_per_class=0"),
+        ("backbone.init_seed=0", "backbone.init_seed=-1"),
+        ("seed=0", "seed=-1"),
+    ],
+)
+def test_bounds_hold_on_both_sides(good: str, bad: str) -> None:
+    load_recipe(None, [*GOOD, good])
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(None, [*GOOD, bad])
+    key, _, value = bad.partition("=")
+    assert f"{key.rpartition('.')[2]} must be" in str(caught.value)
+    assert value in str(caught.value)
+
+
 def test_the_label_tells_recipes_apart() -> None:
     a, b = load_recipe(None, GOOD), load_recipe(None, [*GOOD, "seed=1"])
     assert a.label != b.label
     assert a.label.startswith("synthetic-ranpac-")
+    assert len(a.label) == len("synthetic-ranpac-") + 8
+    assert load_recipe(None, GOOD[::-1]).label == a.label, "the order of the overrides does not matter"
 
 
 def test_all_problems_are_listed_at_once_with_close_matches() -> None:
