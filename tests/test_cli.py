@@ -72,8 +72,12 @@ def test_version_help_and_unknown_commands(perdure: Call) -> None:
     assert perdure("run", "--nonsense")[0] == 2
 
 
-def test_ls_names_everything(perdure: Call) -> None:
+def test_ls_names_everything(perdure: Call, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipes" / f"{ODD}.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.touch()
     code, text, _ = perdure("ls")
+    assert text.endswith(f"Recipes (perdure run FILE)\n  recipes/{ODD}.yaml\n")
     assert code == 0
     for name in (*methods.names(), *BUILT_IN, "fashion-mnist", "digits", "root/<domain>/<class>/"):
         assert name in text
