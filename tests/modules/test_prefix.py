@@ -107,6 +107,15 @@ def test_old_rows_of_any_length_and_rank_are_no_obstacle(how) -> None:
 
 
 @pytest.mark.parametrize("how", ["qr", "reference"])
+@pytest.mark.parametrize("length", [1e-3, 1.0, 50.0])
+def test_rows_are_orthogonal_to_orthogonal_rows_of_any_length(how, length: float) -> None:
+    old = length * orthonormal_block(torch.empty(0, 8, dtype=torch.float64), 3, generator())
+    block = orthonormal_block(old, 2, generator(1), how)
+    assert (block @ old.T).abs().max() < 1e-12 * max(length, 1)
+    assert gap_to_identity(block) < 1e-12
+
+
+@pytest.mark.parametrize("how", ["qr", "reference"])
 def test_an_exhausted_space_is_told_and_gives_rows_orthogonal_to_each_other(how) -> None:
     old = drawn(6, 8)
     with pytest.warns(ExhaustedSpaceWarning, match=r"6 old and 3 new rows .* 8 dimensions"):

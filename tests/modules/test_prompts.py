@@ -52,6 +52,7 @@ def test_only_the_newest_block_learns() -> None:
     assert made.newest.grad.tolist() == [[2, 2, 2]]
     made.add(torch.zeros(1, 3))
     assert [p.requires_grad for p in made.parameters()] == [False, False, True]
+    assert made.blocks[1].grad is None, "or it would be kept as long as the block"
     made.freeze()
     assert not any(p.requires_grad for p in made.parameters())
     assert not made().requires_grad

@@ -11,6 +11,8 @@ from perdure.modules.ridge import (
     merge_ridge,
     packed_gram,
     solve_ridge,
+    solve_ridge_upwards,
+    summed_kernels,
     unpack,
     validation_losses_dual,
     validation_losses_primal,
@@ -62,6 +64,33 @@ def test_a_ridge_that_is_numerically_zero_is_refused() -> None:
     singular = torch.full((2, 2), 1e8, dtype=torch.float64)
     with pytest.raises(ConfigError, match=r"ridge: lambda must be large enough .*, but got 1e-12\. Raise it"):
         solve_ridge(singular, torch.ones(2, 1, dtype=torch.float64), 1e-12)
+
+
+def test_the_first_ridge_that_can_be_done_is_taken(h: torch.Tensor, y: torch.Tensor) -> None:
+    few, made = h[:3], []
+
+    def gram() -> torch.Tensor:
+        made.append(few.T @ few * 1e8)
+        return made[-1].clone()
+
+    sums = few.T @ y[:3] * 1e8
+    found = solve_ridge_upwards(gram, sums, [1e-30, 1e-25, 1.0, 100.0])
+    torch.testing.assert_close(found, solve_ridge(made[0].clone(), sums, 1.0))
+    assert len(made) == 3
+    with pytest.raises(ConfigError, match="but got 1e-25"):
+        solve_ridge_upwards(gram, sums, [1e-30, 1e-25])
+    torch.testing.assert_close(solve_ridge_upwards(gram, sums, [5.0]), solve_ridge(made[0].clone(), sums, 5.0))
+
+
+@pytest.mark.parametrize("widths", [(11,), (1, 10), (4, 5, 2)])
+def test_kernels_are_summed_over_blocks_of_any_width(h: torch.Tensor, widths: tuple[int, ...]) -> None:
+    fit, val = h[:9], h[9:]
+    blocks = list(zip(fit.split(widths, dim=1), val.split(widths, dim=1), strict=True))
+    before = [part.clone() for pair_ in blocks for part in pair_]
+    kernel, cross = summed_kernels(blocks)
+    torch.testing.assert_close(kernel, fit @ fit.T)
+    torch.testing.assert_close(cross, val @ fit.T)
+    assert all(map(torch.equal, before, (part for pair_ in blocks for part in pair_)))
 
 
 def test_dual_and_primal_losses_agree(h: torch.Tensor, y: torch.Tensor) -> None:
@@ -155,5 +184,8 @@ def test_what_cannot_be_merged_is_refused(h: torch.Tensor, y: torch.Tensor) -> N
         merge_ridge(mine, pair(h, y[:, :1]), torch.tensor([0]), 2)
     with pytest.raises(DataError, match=r"diagonal of the Gram matrix must be non-negative .*, but got -"):
         merge_ridge(mine, pair(3 * h, y), torch.arange(3), 3, subtract=True)
+    alone, apart = merge_ridge(mine, pair(h, y[:, :0]), torch.arange(0), 3)
+    torch.testing.assert_close(unpack(alone, 11), 2 * h.T @ h)
+    assert torch.equal(apart, mine[1])
     nothing = packed_gram(0), torch.zeros(0, 1, dtype=torch.float64)
     assert merge_ridge(nothing, nothing, torch.tensor([0]), 1)[1].shape == (0, 1)

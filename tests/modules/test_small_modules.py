@@ -222,7 +222,9 @@ def test_an_adapter_drops_a_share_of_its_bottleneck_and_keeps_the_mean(share: fl
     adapter.dropout_rng = rng(1)
     hidden: list[Tensor] = []
     adapter.up.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0]))
+    state = torch.get_rng_state()
     adapter(torch.zeros(1, 9, 2))
+    assert torch.equal(torch.get_rng_state(), state)
     assert hidden[0].mean().item() == pytest.approx(1, abs=0.03)
     assert (hidden[0] == 0).float().mean().item() == pytest.approx(share, abs=0.02)
     assert hidden[0].max().item() == pytest.approx(1 / (1 - share))
@@ -290,7 +292,10 @@ def test_rows_of_a_head_learn_apart_and_come_back() -> None:
         part.bias -= 2
     assert torch.equal(head.weight, before["weight"])
     assert torch.equal(head.bias, before["bias"])
+    held = head.weight, head.bias
     head.put(columns, part)
+    assert torch.equal(held[0], before["weight"]), "learned tensors are replaced, not changed"
+    assert torch.equal(held[1], before["bias"])
     torch.testing.assert_close(head.weight - before["weight"], torch.tensor([[0.0] * 3, [1] * 3, [0] * 3, [1] * 3]))
     torch.testing.assert_close(head.bias - before["bias"], torch.tensor([0.0, -2, 0, -2]))
     assert head.weight.requires_grad
@@ -318,8 +323,11 @@ def test_a_prompt_generator_mixes_normed_tokens_then_scales_and_shifts() -> None
     made = PromptGenerator(5, 3, 4, 2, "normal_1e-2", rng())
     assert made.mixer_weight.std().item() == pytest.approx(0.01, rel=0.5)
     assert not made.mixer_bias.any()
-    assert max(p.abs().max() for p in (made.film_weight, made.film_bias)) <= 2**-0.5
-    assert made.film_weight.shape == (8, 2)
+    assert made.norm.eps == 1e-6
+    film = 2**-0.5 * (2 * torch.rand(8, 3, generator=rng()) - 1)  # U(±1/√e) as of a linear layer, its bias last
+    still = PromptGenerator(5, 3, 4, 2, "zeros", rng())
+    assert torch.equal(torch.cat([still.film_weight, still.film_bias[:, None]], 1), film)
+    assert made.film_weight.abs().max() <= 2**-0.5
     with torch.no_grad():
         made.mixer_bias.copy_(torch.tensor([1.0, -2, 3]))
     x, scale, shift = drawn(2, 5, 4), drawn(2, 4, seed=1), drawn(2, 4, seed=2)
