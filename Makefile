@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+SAMPLE ?= 330
+SEED   ?= 1
 
-.PHONY: env demo test lint format bench clean
+.PHONY: env demo test lint format bench mutants clean
 .DEFAULT_GOAL := env
 
 env: $(STAMP)
@@ -37,5 +39,8 @@ bench: env
 	$(BIN)/python benchmarks/caltech101.py
 	$(BIN)/python benchmarks/overhead.py
 
+mutants: env
+	$(BIN)/python scripts/mutants.py --sample $(SAMPLE) --seed $(SEED) $(OPTIONS)
+
 clean:
-	rm -rf $(VENV) .data .mypy_cache .ruff_cache .pytest_cache .coverage*
+	rm -rf $(VENV) .data .mutants .mypy_cache .ruff_cache .pytest_cache .coverage*

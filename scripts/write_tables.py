@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mutants import mutants_table
 from table_marks import explained, mark
 from table_recipes import NOTES, RESULTS, label, main_runs
 
@@ -255,6 +256,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "table:ranpac-cost": ranpac_cost_table,
     "table:first-session": first_session_table,
     "table:batch-bits": batch_bits_table,
+    "table:mutants": mutants_table,
 }
 
 
