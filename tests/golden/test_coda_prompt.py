@@ -505,7 +505,7 @@ def test_the_built_in_vit_takes_every_preset_as_it_is(preset: str) -> None:
 
 
 def test_within_a_task_it_remembers(backbone: Backbone) -> None:
-    """What the expected failure of ``check_remembers_first_task`` says: only classes of two tasks get confused."""
+    """What the expected failure of ``check_remembers_every_task`` says: only classes of two tasks get confused."""
     config = CODAPromptConfig(**{**CODAPrompt.tags.small, **CODAPrompt.tags.learns})
     stream, method = small_stream(train_per_class=8), CODAPrompt(backbone, config)
     for task in stream:

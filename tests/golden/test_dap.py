@@ -16,7 +16,7 @@ from torch import Tensor
 
 from perdure import Backbone, Task
 from perdure.backbone.vit import walk
-from perdure.checks import CHECKS, check_method
+from perdure.checks import check_method
 from perdure.config import load
 from perdure.data import LabelledImages, Preprocess, Stream
 from perdure.data.stream import class_incremental
@@ -487,10 +487,8 @@ def test_bfloat16_learns_and_scores() -> None:
     assert all(p.dtype == torch.float32 for p in method.generators_.parameters())
 
 
-@pytest.mark.parametrize("check", CHECKS)
-def test_the_common_checks_hold_on_a_second_vit(check: str) -> None:
+def test_the_common_checks_hold_on_a_second_vit() -> None:
     def second() -> Backbone:
         return Backbone.load("test_vit2", pretrained=False, device="cpu")
 
-    (result,) = check_method(DAP, only=[check], make_backbone=second)
-    assert result.ok, result.note
+    assert [(r.name, r.note) for r in check_method(DAP, make_backbone=second) if not r.ok] == []

@@ -273,7 +273,7 @@ def test_a_test_knows_no_task_and_its_answer_may_be_of_another_task(stream: Stre
 
 
 def test_within_a_task_nothing_is_forgotten(backbone: Backbone, stream: Stream) -> None:
-    """What the expected failure of check_remembers_first_task leaves standing."""
+    """What the expected failure of check_remembers_every_task leaves standing."""
     config = {**DualPrompt.tags.small, **DualPrompt.tags.learns, "key_update": "mean"}
     method = DualPrompt(backbone, DualPromptConfig(**config))
     for task in stream:

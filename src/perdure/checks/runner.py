@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from perdure.backbone import Backbone
-from perdure.checks import contract, invariants
+from perdure.checks import contract, invariants, learning
 from perdure.checks.subject import Subject, tiny_backbone
 from perdure.errors import UnknownNameError, did_you_mean
 from perdure.methods import Method
@@ -21,7 +21,11 @@ def _checks_of(module: ModuleType) -> dict[str, Callable[[Subject], None]]:
     return {name: thing for name, thing in vars(module).items() if name.startswith("check_")}
 
 
-CHECKS: Mapping[str, Callable[[Subject], None]] = {**_checks_of(contract), **_checks_of(invariants)}
+CHECKS: Mapping[str, Callable[[Subject], None]] = {
+    **_checks_of(contract),
+    **_checks_of(learning),
+    **_checks_of(invariants),
+}
 """Every common check by name, in the order they run."""
 
 
@@ -33,7 +37,7 @@ class CheckResult:
         name: the check.
         ok: it passed, or failed as the method's tags say it must.
         note: the failure's message, or the reason of an expected failure.
-        seconds: how long it took.
+        seconds: how long it took; a fit that checks share counts for the first of them.
     """
 
     name: str
@@ -65,21 +69,22 @@ def check_method(
         if name not in CHECKS:
             raise UnknownNameError("check_method", "check", "a common check", name, did_you_mean(name, CHECKS))
     results = []
-    for name in names:
-        results.append(_run(name, kind, make_backbone))
-        if on_result:
-            on_result(results[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        subject = Subject(kind, Path(folder), make_backbone)
+        for name in names:
+            results.append(_run(name, dc.replace(subject, folder=Path(folder, name))))
+            if on_result:
+                on_result(results[-1])
     return results
 
 
-def _run(name: str, kind: type[Method[Any]], make_backbone: Callable[[], Backbone]) -> CheckResult:
+def _run(name: str, subject: Subject) -> CheckResult:
     start, failure = time.perf_counter(), ""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            CHECKS[name](Subject(kind, Path(folder), make_backbone))
-        except Exception as error:  # a broken method may raise anything; the check's result tells it
-            failure = f"{type(error).__name__}: {error}"
-    seconds, reason = time.perf_counter() - start, kind.tags.expected_failures.get(name)
+    try:
+        CHECKS[name](subject)
+    except Exception as error:  # a broken method may raise anything; the check's result tells it
+        failure = f"{type(error).__name__}: {error}"
+    seconds, reason = time.perf_counter() - start, subject.kind.tags.expected_failures.get(name)
     if reason is None:
         return CheckResult(name, not failure, failure, seconds)
     if failure:

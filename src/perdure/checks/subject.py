@@ -42,17 +42,29 @@ class Subject:
         kind: the method class.
         folder: for the feature stores of this check.
         make_backbone: makes a fresh backbone.
+        courses: fits that checks share, each in the settings of a learning check or not.
     """
 
     kind: type[Method[Any]]
     folder: Path
     make_backbone: Callable[[], Backbone] = tiny_backbone
+    courses: dict[bool, Any] = dc.field(default_factory=dict)
 
-    def method(self, *, seed: int = 0, learns: bool = False) -> Method[Any]:
-        """A fresh, untrained method with the class's small configuration (``learns``: that of a learning check)."""
-        tags = self.kind.tags
-        config = self.kind.Config(**{**tags.small, **(tags.learns if learns else {})})
-        return self.kind(self.make_backbone(), config, seed=seed, store=FeatureStore(self.folder))
+    def method(
+        self, *, seed: int = 0, learns: bool = False, backbone: Backbone | None = None, **settings: object
+    ) -> Method[Any]:
+        """A fresh, untrained method with the class's small configuration.
+
+        Args:
+            seed: the method's.
+            learns: with the settings of a learning check.
+            backbone: its backbone; a fresh one by default.
+            settings: others; those that the method does not have are left out.
+        """
+        tags, known = self.kind.tags, self.kind.Config.model_fields
+        own = {name: value for name, value in settings.items() if name in known}
+        config = self.kind.Config(**{**tags.small, **(tags.learns if learns else {}), **own})
+        return self.kind(backbone or self.make_backbone(), config, seed=seed, store=FeatureStore(self.folder))
 
     def fitted(self, stream: Stream, upto: int | None = None, method: Method[Any] | None = None) -> Method[Any]:
         """A method fitted on the stream's tasks up to and without ``upto`` (all by default), from where it is."""
@@ -70,10 +82,11 @@ def small_stream(
     sizes: Sequence[int] = (2, 2, 2),
     *,
     train_per_class: int | Sequence[int] = 6,
+    test_per_class: int = 3,
     ids: Sequence[int] = CLASS_IDS,
 ) -> Stream:
     """A synthetic stream in which classes arrive in the order of ``ids``."""
-    dataset = synthetic_dataset(ids[: sum(sizes)], train_per_class=train_per_class, test_per_class=3)
+    dataset = synthetic_dataset(ids[: sum(sizes)], train_per_class=train_per_class, test_per_class=test_per_class)
     return class_incremental(dataset, sizes, ids[: sum(sizes)])
 
 

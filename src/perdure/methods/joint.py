@@ -42,7 +42,7 @@ class Joint(FeatureMethod[JointConfig]):
     """Logistic regression on everything seen, from scratch at every task."""
 
     Config = JointConfig
-    tags: ClassVar = Tags(keeps_data=True)
+    tags: ClassVar = Tags(keeps_data=True, learns={"lr": 0.03})
 
     def __init__(
         self,

@@ -106,7 +106,7 @@ class L2P(PromptMethod[L2PConfig]):
         prompted=True,
         small={"pool": 4, "length": 2, "top_k": 2, "epochs": 1, "batch_size": 8},
         # two-class tasks teach no more than the difference of their classes: so many prompts that classes share few
-        learns={"pool": 32, "epochs": 10, "batch_size": 4, "lr": 0.3, "min_scale": 1.0, "flip": False},
+        learns={"pool": 32, "epochs": 10, "batch_size": 4, "lr": 0.05, "min_scale": 1.0, "flip": False},
     )
 
     def __init__(

@@ -78,7 +78,7 @@ class SLCA(Method[SLCAConfig]):
     tags: ClassVar = Tags(
         trains_backbone=True,
         small={"epochs": 2, "milestone": 1, "batch_size": 8, "align_epochs": 1, "samples": 8, "align_batch": 8},
-        learns={"epochs": 12, "milestone": 11, "lr": 0.1, "slow": 0.001, "align_lr": 0.1, "align_epochs": 20,
+        learns={"epochs": 6, "milestone": 5, "lr": 0.1, "slow": 0.001, "align_lr": 0.1, "align_epochs": 40,
                 "samples": 64, "align_batch": 64, "min_scale": 1.0, "flip": False},
     )  # fmt: skip
 

@@ -97,7 +97,7 @@ class VPT(PromptMethod[VPTConfig]):
         prompted=True,
         small={"length": 2, "epochs": 1, "batch_size": 8},
         learns={"epochs": 12, "lr": 0.01, "min_scale": 1.0, "flip": False},
-        expected_failures={"check_remembers_first_task": "every task moves the same prompts, and nothing holds them"},
+        expected_failures={"check_remembers_every_task": "every task moves the same prompts, and nothing holds them"},
     )
 
     def __init__(

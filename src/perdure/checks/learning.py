@@ -1,0 +1,165 @@
+"""Common checks of learning: every task, image and label leaves its mark, and nothing is learned in vain."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perdure.checks.course import attended
+from perdure.checks.subject import CLASS_IDS, Subject, equal, frozen_state, pixels
+from perdure.data import LabelledImages, Task
+from perdure.data.synthetic import synthetic_dataset
+from perdure.methods import Method
+
+Leaves = dict[str, Tensor]
+
+
+def check_learns_an_easy_task(s: Subject) -> None:
+    """Nine of ten training images of an easy task are recognised as soon as it is learned.
+
+    Those of the first task among all classes, those of later ones among their task's.
+    """
+    course = attended(s, learns=True)
+    for task, step in zip(course.stream, course.steps, strict=True):
+        accuracy = _accuracy(course.method, step.trained, task.train.labels, within=True)
+        if accuracy < 0.9:
+            hint = "Look at tags.learns, then at the method"
+            raise s.fail("fit_task", f"right on 90 % of task {task.index}, an easy one", accuracy, hint)
+
+
+def check_remembers_every_task(s: Subject) -> None:
+    """After three tasks, each task's tests are recognised at least twice as often as by chance."""
+    course, least = attended(s, learns=True), 2 / len(CLASS_IDS)
+    found = _accuracies(course.method, course.stream, within=False)
+    if min(found) < least:
+        hint = "It forgets or confuses tasks: say so in tags.expected_failures if that is its nature"
+        raise s.fail("fit_task", f"right on {least:.2f} or more of every task's tests at the end", found, hint)
+
+
+def check_tells_the_classes_of_every_task_apart(s: Subject) -> None:
+    """After three tasks, each task's tests are told apart among the classes of their task: three of four, not half."""
+    course = attended(s, learns=True)
+    found = _accuracies(course.method, course.stream, within=True)
+    if min(found) < 0.75:
+        hint = "Look whether later tasks are learned, and old ones kept"
+        raise s.fail("fit_task", "right on 0.75 or more among the classes of each task at the end", found, hint)
+
+
+def check_every_image_and_label_matters(s: Subject) -> None:
+    """With one training image of a task exchanged, or two labels, the scores are other ones."""
+    spare = synthetic_dataset(CLASS_IDS[:2], train_per_class=4).train  # a class's fourth image is not learned
+    rows = np.array([0, 1, 2, 4, 5, 6])
+    backbone = s.make_backbone()
+    images = pixels(s.method(backbone=backbone), spare.subset(np.array([0, 3, 4, 7])))
+
+    def scores(task: LabelledImages) -> Tensor:
+        return s.method(backbone=backbone, batch_size=4).fit_task(Task(0, task, CLASS_IDS[:2])).scores(images)
+
+    known, ways = scores(spare.subset(rows)), {}
+    for position in range(len(rows)):
+        others = rows.copy()
+        others[position] = position // 3 * 4 + 3
+        ways[f"image {position} of {len(rows)}"] = spare.subset(others)
+    labels = spare.labels[rows]
+    labels[[0, 5]] = labels[[5, 0]]
+    ways["labels"] = LabelledImages(spare.source, labels, spare.rows[rows])
+    for what, task in ways.items():
+        if torch.equal(known, scores(task)):
+            hint = "Look at which images and labels training gets"
+            raise s.fail("fit_task", f"touched by other {what}", "the same scores", hint)
+
+
+def check_what_is_learned_depends_on_the_images(s: Subject) -> None:
+    """What a task adds to the state or changes there comes from its images, not from the seed alone.
+
+    A module's parameters are there to learn from the first task on. A tensor of its own that the method never changes
+    (a random projection) is a constant.
+    """
+    course, fresh = attended(s), frozen_state(s.method())
+    fresh = {key: value for key, value in fresh.items() if isinstance(value, Tensor)}
+    before: list[dict[str, Any] | None] = [None, course.steps[0].state]
+    for task, step, known in zip(course.stream[:2], course.steps, before, strict=False):
+        m = s.method() if known is None else s.method().load_state_dict(known)
+        others = synthetic_dataset(task.classes, train_per_class=6, seed=1)
+        m.fit_task(Task(task.index, others.train, task.classes))
+        unmoved, other = _leaves(fresh if known is None else known), _leaves(m.state_dict())
+        depends: dict[str, bool] = {}
+        for name, value in _leaves(step.state).items():
+            if value.numel() and not (name in unmoved and torch.equal(value, unmoved[name])):
+                kind = re.sub(r"\d+", "#", name)  # the same part of all blocks: in some, few steps may move little
+                depends[kind] = depends.get(kind, False) or not equal(value, other.get(name))
+        if not all(depends.values()):
+            got = f"{sorted(name for name, does in depends.items() if not does)} the same for other images"
+            hint = "Train it, and keep what it became"
+            raise s.fail("fit_task", f"taught by the images of task {task.index}", got, hint)
+
+
+def check_everything_learned_is_used(s: Subject) -> None:
+    """With anything learned turned round, or noise added, scores are other ones: at once or after one more task."""
+    course, rng = attended(s), torch.Generator().manual_seed(0)
+    known, after = course.steps[1:3]
+    images = pixels(course.method, course.stream.test(2))
+
+    def noisy(x: Tensor) -> Tensor:
+        return x + (x.abs().mean() + 1e-3) * torch.randn(x.shape, generator=rng).to(x)
+
+    def is_used(name: str) -> bool:
+        for change in (
+            torch.neg,
+            noisy,
+        ):  # a key turned round is the last to be chosen; a Gaussian's factor is the same
+            m = s.method(backbone=course.backbone)
+            m.load_state_dict({**known.state, name: _changed(known.state[name], change)})
+            if not torch.equal(m.scores(images), known.scores):
+                return True
+        return not torch.equal(m.fit_task(course.stream[2]).scores(images), after.scores)
+
+    for name, value in known.state.items():
+        used = True  # who stumbles over such a state has used it
+        if any(leaf.numel() for leaf in _leaves(value).values()):
+            with suppress(Exception):
+                used = is_used(name)
+        if not used:
+            raise s.fail("scores", f"decided by {name} too", "the same scores with others", "Use it, or do not keep it")
+
+
+def _accuracies(m: Method[Any], stream: Any, *, within: bool) -> list[float]:
+    """Of every task's tests."""
+    tests = [stream.test(task.index) for task in stream]
+    return [_accuracy(m, torch.cat(list(m.scores_of(test))), test.labels, within=within) for test in tests]
+
+
+def _accuracy(m: Method[Any], scores: Tensor, labels: np.ndarray, *, within: bool) -> float:
+    """The share of rows whose best column is the label's; ``within``: the best of the columns of these labels."""
+    columns = m.columns(labels)
+    among = columns.unique() if within else torch.arange(scores.shape[1])
+    return float((among[scores[:, among].cpu().argmax(1)] == columns).float().mean())
+
+
+def _leaves(state: Any, name: str = "") -> Leaves:
+    """The floating-point tensors of a state by their path."""
+    if isinstance(state, Tensor):
+        return {name: state} if state.is_floating_point() else {}
+    inner: Iterator[tuple[Any, Any]] = iter(())
+    if isinstance(state, dict):
+        inner = iter(state.items())
+    elif isinstance(state, list | tuple):
+        inner = iter(enumerate(state))
+    return {path: leaf for key, value in inner for path, leaf in _leaves(value, f"{name}.{key}").items()}
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A state with ``change`` applied to its floating-point tensors."""
+    if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _changed(v, change) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_changed(v, change) for v in value)
+    return value
