@@ -42,7 +42,6 @@ NOTES = {
     "table:mos-release": "Recipes: `recipes/DATA/METHOD_default.yaml`.",
     "table:ranpac-cost": "Ours: `recipes/caltech101/ranpac.yaml` with `-s method.projection_dim=10000`.",
     "table:mutants": "No recipe: `make mutants`.",
-    "table:batch-bits": "No recipe: `python benchmarks/batch_bits.py`.",
     "table:first-session": (
         "Recipes: `recipes/caltech101/aper_VARIANT_default.yaml` with `-s stream.tasks=null`, "
         "`-s stream.increment=10` and `-s stream.base=CLASSES`; *untrained* with `-s method.lr=1e-9`, *lr 1, 20 "
