@@ -128,10 +128,10 @@ def stock_settings(name: str) -> Mapping[str, str]:
     if name != "default" and not is_model(split_model_name_tag(name)[0]):
         return {}
     with torch.random.fork_rng(devices=[]):
-        try:
+        try:  # without memory for weights; but a model may look at values while it is built, and here there are none
             with torch.device("meta"):
                 return settings_of(_built(name).eval())
-        except (RuntimeError, NotImplementedError):  # a model that looks at its tensors' values while it is built
+        except RuntimeError:
             return settings_of(_built(name).eval())
 
 
@@ -162,9 +162,7 @@ def _words(value: Any, where: str) -> str:
     if isinstance(value, dict):
         return f"{{{', '.join(f'{_words(k, where)}: {_words(v, where)}' for k, v in value.items())}}}"
     if isinstance(value, Tensor | np.ndarray):
-        array = value.detach().cpu().contiguous() if isinstance(value, Tensor) else torch.from_numpy(value.copy())
-        digest = hashlib.blake2b(array.flatten().view(torch.uint8).numpy().data, digest_size=16).hexdigest()
-        return f"{array.dtype} {tuple(array.shape)} {digest}"
+        return f"tensor {digest_of((), {'': value if isinstance(value, Tensor) else torch.tensor(value)})}"
     if isinstance(value, functools.partial):
         return f"partial({', '.join(_words(v, where) for v in (value.func, value.args, value.keywords))})"
     if isinstance(value, types.FunctionType):
@@ -173,12 +171,8 @@ def _words(value: Any, where: str) -> str:
         return f"{value.__module__}.{value.__qualname__}({', '.join(told + cells)})"
     if isinstance(value, type | types.BuiltinFunctionType):
         return f"{value.__module__}.{value.__qualname__}"
-    hint = "Keep it as a parameter, a buffer, a submodule, or in plain values"
-    raise BackboneError("Backbone.fingerprint", where, "something that can be told apart", _kind(value), hint)
-
-
-def _kind(value: Any) -> str:
-    return f"a {type(value).__name__}"
+    got, hint = f"a {type(value).__name__}", "Keep it as a parameter, a buffer, a submodule, or in plain values"
+    raise BackboneError("Backbone.fingerprint", where, "something that can be told apart", got, hint)
 
 
 def _functions(thing: Any) -> Iterator[types.FunctionType]:

@@ -110,10 +110,8 @@ def check_everything_learned_is_used(s: Subject) -> None:
         return x + (x.abs().mean() + 1e-3) * torch.randn(x.shape, generator=rng).to(x)
 
     def is_used(name: str) -> bool:
-        for change in (
-            torch.neg,
-            noisy,
-        ):  # a key turned round is the last to be chosen; a Gaussian's factor is the same
+        # a key turned round is the last to be chosen; a Gaussian's factor turned round is the same Gaussian's
+        for change in (torch.neg, noisy):
             m = s.method(backbone=course.backbone)
             m.load_state_dict({**known.state, name: _changed(known.state[name], change)})
             if not torch.equal(m.scores(images), known.scores):

@@ -142,10 +142,15 @@ class Method(abc.ABC, Generic[C]):
             NotFittedError: before the first task.
         """
         self._require_fitted("scores_of")
-        for done, images in data.batches(self.backbone.preprocess, self.backbone.batch_size):
+        for done, images in data.batches(self.backbone.preprocess, self._test_batch):
             self.store.progress("testing", int(done[-1]) + 1, len(data))
             with torch.no_grad():
                 yield self._scores(images)
+
+    @property
+    def _test_batch(self) -> int:
+        """Images that pass together in :meth:`scores_of`."""
+        return self.backbone.batch_size
 
     def predict(self, images: Num[Tensor, "b 3 h w"] | LabelledImages) -> Int[Tensor, " n"]:
         """Class ids of a batch of images or of a whole data set; equal scores go to the class seen first.
@@ -215,8 +220,7 @@ class Method(abc.ABC, Generic[C]):
         if isinstance(mine, nn.Module):
             mine.load_state_dict(value)
             return
-        like, given = _kind(mine), _kind(value)
-        if mine is not None and like != given:
+        if mine is not None and (like := _kind(mine)) != (given := _kind(value)):
             raise CheckpointError("load_state_dict", key, f"of the kind {like}", given, "Load what state_dict gave")
         setattr(self, key, value)
 

@@ -31,7 +31,7 @@ from perdure.backbone import Backbone
 from perdure.backbone.passes import finite
 from perdure.data import LabelledImages, Task
 from perdure.memory import FeatureStore
-from perdure.methods.base import Tags, methods
+from perdure.methods.base import Method, Tags, methods
 from perdure.methods.mos import MOS, MOSConfig
 from perdure.modules.adapter import Adapter
 from perdure.modules.merging import pull_on_use
@@ -123,10 +123,11 @@ class MOSRelease(MOS):
         Raises:
             NotFittedError: before the first task.
         """
-        self._require_fitted("scores_of")
-        for done, images in data.batches(self.backbone.preprocess, self.config.batch_size):
-            self.store.progress("testing", int(done[-1]) + 1, len(data))
-            yield self.scores(images)
+        return Method.scores_of(self, data)
+
+    @property
+    def _test_batch(self) -> int:
+        return self.config.batch_size
 
     def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         table = [_passed(view, images) for view in self.views[: self.tasks_seen_]]  # every adapter once
