@@ -11,6 +11,15 @@ from perdure import Backbone
 from perdure.data import Preprocess
 
 
+def second_vit() -> Backbone:
+    """timm's ``test_vit2`` of random weights, its layer scales at 1: at their 1e-5 no prompt can be seen in a score."""
+    backbone = Backbone.load("test_vit2", pretrained=False, device="cpu")
+    for name, scale in backbone.model.named_parameters():
+        if name.endswith("gamma"):
+            scale.fill_(1.0)
+    return backbone
+
+
 def tiny(**options: Any) -> Backbone:
     """Two blocks of width 8 on images of 8 px; all weights shaken, so that no norm or bias is the identity."""
     torch.manual_seed(0)

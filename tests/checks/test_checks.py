@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,14 @@ def test_the_readme_counts_the_checks() -> None:
     assert int(count) == len(CHECKS)
 
 
+@pytest.fixture
+def own_global_generators() -> Iterator[None]:
+    """In a state that no test before this one has left."""
+    with scrambled_global_rngs(12345):
+        yield
+
+
+@pytest.mark.usefixtures("own_global_generators")
 def test_scrambled_generators_are_restored() -> None:
     before = global_rngs()
     for seed in (1, 2):

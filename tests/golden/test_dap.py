@@ -26,6 +26,7 @@ from perdure.methods import base_prompt
 from perdure.methods.base_prompt import PromptBatch
 from perdure.methods.dap import DAP, DAPConfig
 from perdure.modules.prompts import unit
+from tiny_vit import second_vit
 
 D, N, TOKENS = 8, 3, 5
 SMALL: dict[str, Any] = {"n_prompts": N, "embedding_dim": 2, "batch_size": 4, "epochs": 1}
@@ -488,7 +489,4 @@ def test_bfloat16_learns_and_scores() -> None:
 
 
 def test_the_common_checks_hold_on_a_second_vit() -> None:
-    def second() -> Backbone:
-        return Backbone.load("test_vit2", pretrained=False, device="cpu")
-
-    assert [(r.name, r.note) for r in check_method(DAP, make_backbone=second) if not r.ok] == []
+    assert [(r.name, r.note) for r in check_method(DAP, make_backbone=second_vit) if not r.ok] == []

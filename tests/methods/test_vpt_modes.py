@@ -21,6 +21,7 @@ from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import CheckpointError, ConfigError, RecipeError
 from perdure.methods.vpt import VPT, VPTConfig
 from perdure.modules.cosine_head import CosineHead
+from tiny_vit import second_vit
 
 
 def tiny(precision: str = "float32", **options: Any) -> Backbone:
@@ -229,7 +230,4 @@ def test_first_task_keeps_every_promise() -> None:
 
 
 def test_every_promise_is_kept_on_a_second_vit() -> None:
-    def second() -> Backbone:
-        return Backbone.load("test_vit2", pretrained=False, device="cpu")
-
-    assert [(r.name, r.note) for r in check_method(VPT, make_backbone=second) if not r.ok] == []
+    assert [(r.name, r.note) for r in check_method(VPT, make_backbone=second_vit) if not r.ok] == []
