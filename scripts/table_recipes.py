@@ -41,6 +41,7 @@ NOTES = {
     ),
     "table:mos-release": "Recipes: `recipes/DATA/METHOD_default.yaml`.",
     "table:ranpac-cost": "Ours: `recipes/caltech101/ranpac.yaml` with `-s method.projection_dim=10000`.",
+    "table:batch-bits": "No recipe: `python benchmarks/batch_bits.py`.",
     "table:mutants": "No recipe: `make mutants`.",
     "table:first-session": (
         "Recipes: `recipes/caltech101/aper_VARIANT_default.yaml` with `-s stream.tasks=null`, "

@@ -210,6 +210,24 @@ def first_session_table() -> str:
     return "\n".join(lines)
 
 
+def batch_bits_table() -> str:
+    """By batch size: how many images have other features than in batches of 8, which are compared with one thread's."""
+    rows = json.loads((RESULTS / "batch_bits.json").read_text())["rows"]
+    sizes = sorted({row["batch"] for row in rows})
+    found: dict[tuple[str, int], dict[int, Any]] = {}
+    for row in rows:
+        found.setdefault((row["backbone"], row["threads"]), {})[row["batch"]] = row
+    more = ["8, from one thread's", "ms per image, 8", "ms per image, 16"]
+    lines = _head("backbone, threads", [*map(str, sizes), *more])
+    for (backbone, threads), by_size in found.items():
+        differ = {n: row["images_that_differ"] for n, row in by_size.items()}
+        cells = [f"{differ[n]}" + (f" ({by_size[n]['largest_difference']:.1e})" if differ[n] else "") for n in by_size]
+        cells += ["–"] * (len(sizes) - len(cells)) + [f"{by_size[8]['from_one_thread']:.1e}".replace("0.0e+00", "0")]
+        cells += [f"{by_size[n]['ms_per_image']:.0f}" for n in (8, 16)]
+        lines.append(_row(f"`{backbone}`, {threads}", cells))
+    return "\n".join(lines)
+
+
 def _head(first: str, others: list[str]) -> list[str]:
     return [f"| {first} | " + " | ".join(others) + " |", "|---|" + "---:|" * len(others)]
 
@@ -239,6 +257,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "table:mos-release": mos_release_table,
     "table:ranpac-cost": ranpac_cost_table,
     "table:first-session": first_session_table,
+    "table:batch-bits": batch_bits_table,
     "table:mutants": mutants_table,
 }
 
