@@ -48,6 +48,8 @@ def test_no_pickle_is_written(tmp_path: Path) -> None:
         ({"model_": {"layer": object()}}, "model_.layer"),
         ({"set_": {1: torch.zeros(1)}}, "1"),
         ({"set_": {1, 2}}, "set"),
+        ({"ridges_": [1.0, float("nan")]}, r"ridges_\.1 must be a finite number, but got nan"),
+        ({"scale_": float("-inf")}, "scale_ must be a finite number, but got -inf"),
     ],
 )
 def test_what_cannot_be_kept_is_named(tmp_path: Path, state: dict, named: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,9 @@ def _to_tree(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {k: _to_tree(v, f"{path}.{k}" if path else k, tensors) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_to_tree(v, f"{path}.{i}", tensors) for i, v in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        hint = "A method must not learn such a number; keep NaN in a tensor if it is meant"
+        raise CheckpointError("checkpoint", path, "a finite number", value, hint)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     hint = "Keep learned attributes as tensors, modules, numbers, text, lists and dicts"
