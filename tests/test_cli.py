@@ -82,6 +82,15 @@ def test_ls_names_everything(perdure: Call, tmp_path: Path) -> None:
     for name in (*methods.names(), *BUILT_IN, "fashion-mnist", "digits", "root/<domain>/<class>/"):
         assert name in text
     assert "fashion-mnist" not in perdure("ls", "methods")[1]
+    cells = [re.split(r"\s*[│┃]\s*", line)[1:-1] for line in perdure("ls", "backbones")[1].splitlines()]
+    assert {row[0] for row in cells if row and row[-1] == "offline"} == set(BUILT_IN)
+
+
+def test_figures_stand_to_the_right_and_words_to_the_left(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._print_table("t", ("name", "kind", "figure"), [("one", "ox", "1.5"), ("two", "lynx", "–")])
+    rows = [line for line in capsys.readouterr().out.splitlines() if "ox" in line or "lynx" in line]
+    assert rows[0].index("ox") == rows[1].index("lynx")
+    assert rows[0].index("1.5") + 2 == rows[1].index("–")
 
 
 def test_show_explains_methods_data_backbones_and_recipes(perdure: Call, tmp_path: Path) -> None:

@@ -82,12 +82,16 @@ def test_added_tokens_reach_the_output_and_leave_the_model_as_it_was(name: str) 
     assert model.forward_head(stay.without_prompts, pre_logits=True).shape == (3, model.embed_dim)
 
 
-@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"init_values": 0.5}, {"scale_attn_norm": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"qk_norm": True}, {"init_values": 0.5}, {"scale_attn_norm": True}, {"gated": True}],
+)
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_prefix_of_length_zero_changes_nothing(options: dict[str, Any], fused: bool) -> None:
-    model, images = tiny(**options)
+    model, images = tiny(**{k: v for k, v in options.items() if k != "gated"})
     for block in model.blocks:
         block.attn.fused_attn = fused
+        block.attn.gate = nn.Linear(8, 8).double().requires_grad_(False) if "gated" in options else None
     none = torch.zeros(1, 2, 0, 4, dtype=torch.float64)
     out = run(model, images, {0: Prompt(prefix=(none, none))})
     torch.testing.assert_close(out.all, model.forward_features(images), atol=1e-12, rtol=0)

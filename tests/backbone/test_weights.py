@@ -71,7 +71,7 @@ def test_weights_that_the_hub_gave_before_need_no_hub(hub: SimpleNamespace) -> N
 
 def test_a_hub_that_answers_is_left_to_its_library(hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     def create_model(*_: object, **__: object) -> None:
-        raise RuntimeError(f"offline: {constants.HF_HUB_OFFLINE}")
+        raise RuntimeError(f"offline: {constants.HF_HUB_OFFLINE}\nand a long explanation")
 
     hub.says = "404, but it is there"
     monkeypatch.setattr(timm, "create_model", create_model)

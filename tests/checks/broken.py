@@ -5,6 +5,7 @@ Source: none. Deviations: all. Use when: never. Relations: SimpleCIL, done wrong
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any, ClassVar
 
@@ -231,6 +232,23 @@ class LearnsInInit(Means):
         self.classes_ = [0]
 
 
+class CountsATaskTooMany(Means):
+    """Has seen a task before it saw one."""
+
+    def __init__(self, *args: Any, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self.tasks_seen_ = 1
+
+
+class SwallowsErrors(Means):
+    """Says nothing of an image that cannot be read."""
+
+    def fit_task(self, task: Any) -> Any:
+        with contextlib.suppress(OSError):
+            super().fit_task(task)
+        return self
+
+
 class ReturnsNothing(Means):
     """Forgets to return itself."""
 
@@ -342,6 +360,8 @@ FAULTS: dict[type[Method[Any]], str] = {
     NoGradientHere: "check_frozen_features_cost_one_pass",
     LaxConfig: "check_config_rejects_bad_numbers",
     LearnsInInit: "check_constructor_learns_nothing",
+    CountsATaskTooMany: "check_constructor_learns_nothing",
+    SwallowsErrors: "check_failed_task_changes_nothing",
     ReturnsNothing: "check_fit_returns_self_and_leaves_the_task_alone",
     ChangesLabels: "check_fit_returns_self_and_leaves_the_task_alone",
     AnswersUnfitted: "check_predicting_before_fitting_raises",

@@ -216,6 +216,8 @@ def test_near_identical_names_are_found(root: Path, names: tuple[str, str]) -> N
         (["Car side", "Dog", "ant", "bee", "car_side"], [("Car side", "car_side")]),
         (["cherries", "cherrow", "cherry"], [("cherries", "cherry")]),
         (["Cups", "Dogs", "cup"], [("Cups", "cup")]),
+        (["_cup", "cups", "dog"], [("_cup", "cups")]),
+        (["cup", "cups_", "dog"], [("cup", "cups_")]),
         (["color_wheel", "coltsfoot", "colour_wheel"], [("color_wheel", "colour_wheel")]),
         (["Colour_wheel", "Zebra", "an ant", "color_wheel"], [("Colour_wheel", "color_wheel")]),
         (["Cat", "DOG", "cat", "dog"], [("Cat", "cat"), ("DOG", "dog")]),

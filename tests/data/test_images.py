@@ -77,6 +77,11 @@ def test_labels_must_be_integers_one_per_image(labels: np.ndarray, shown: str) -
         LabelledImages(ArraySource(pixels(2, 4, 4), "noise"), labels)
 
 
+def test_labels_may_be_a_list() -> None:
+    labels: Any = [3, -1]
+    assert LabelledImages(ArraySource(pixels(2, 4, 4), "noise"), labels).labels.tolist() == labels
+
+
 def test_any_integers_are_class_ids_and_stay_as_they_are() -> None:
     ids = np.array([2**62, -7, 0, -7])
     data = LabelledImages(ArraySource(pixels(4, 4, 4), "noise"), ids)

@@ -251,6 +251,16 @@ def test_shrinkage_that_may_turn_indefinite_is_refused() -> None:
         fecam(3, shrink_off_diagonal=2.0)
 
 
+def test_the_mixed_covariance_counts_among_what_is_learned() -> None:
+    features, labels = clusters(4, 7, 9, noise=1.0)
+    parts = cut(features, labels, [[0, 1], [2, 3]])
+    by_class, released = (fecam(9, covariance=kind) for kind in ("class", "common_released"))
+    for part in parts:
+        teach(by_class, part)
+        teach(released, part)
+    assert released.learned_parameters() - by_class.learned_parameters() == released.mixed_.numel() == 81
+
+
 def test_it_adapts_if_wanted(backbone: Backbone, store: FeatureStore) -> None:
     config = FeCAMConfig(adapt="adapter", epochs=1, rank=2, batch_size=16, min_scale=1.0, flip=False)
     stream = load_stream("synthetic", tasks=2)

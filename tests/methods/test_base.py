@@ -181,6 +181,20 @@ def test_a_task_that_fails_changes_nothing(
     assert not same(dict(state(fitted)), before)
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt("planned"), CheckpointError("a", "b", "c", "d", "e")])
+def test_what_stops_the_loading_of_a_state_comes_through_as_it_is(
+    stop: BaseException, backbone: Backbone, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any, state: Any) -> None:
+        raise stop
+
+    state = SimpleCIL(backbone).fit_task(stream[0]).state_dict()
+    monkeypatch.setattr(SimpleCIL, "_make_room", refuse)
+    with pytest.raises(type(stop)) as error:
+        SimpleCIL(backbone).load_state_dict(state)
+    assert error.value is stop
+
+
 def test_training_that_fails_half_way_restores_the_weights(
     backbone: Backbone, stream: Stream, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,6 +185,16 @@ def test_a_lone_image_has_its_own_keys_and_values_even_scrambled(stream: Stream)
     assert right.tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("setting", ["layers_g", "layers_e", "length_g", "length_e", "top_k", "kv_layout"])
+def test_what_was_learned_with_other_settings_is_refused_by_each_of_them(stream: Stream, setting: str) -> None:
+    state = made().fit_task(stream[0]).state_dict()
+    meaning = {**state["meaning_"], setting: None}
+    with pytest.raises(
+        CheckpointError, match=f"settings must be .*'{setting}': (?!None).*, but got .*'{setting}': None"
+    ):
+        made().load_state_dict({**state, "meaning_": meaning})
+
+
 @pytest.mark.parametrize("order", ["stored", "class_sorted", "shuffled"])
 def test_whole_data_are_tested_in_the_published_batches(stream: Stream, order: Any) -> None:
     """Pitfall 2: order and size of the test batches are settings, and matter where they matter in print."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any, get_args
 
@@ -127,3 +128,23 @@ def test_no_bound_is_told_of_a_setting_that_no_method_has() -> None:
 def test_the_smallest_crop_by_method() -> None:
     fields = {name: methods.get(name).Config.model_fields for name in methods.names()}
     assert {name: f["min_scale"].default for name, f in fields.items() if "min_scale" in f} == MIN_SCALE
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_seed_that_is_not_given_is_0(name: str) -> None:
+    assert inspect.signature(methods.get(name)).parameters["seed"].default == 0
+
+
+def test_what_each_method_says_of_itself() -> None:
+    said = {
+        tag: {name for name in methods.names() if getattr(methods.get(name).tags, tag)}
+        for tag in ("split_invariant", "trains_backbone", "adapts", "prompted", "keeps_data", "depends_on_test_batch")
+    }
+    assert said == {
+        "split_invariant": {"simplecil", "fecam"},
+        "trains_backbone": {"finetune", "slca"},
+        "adapts": {"aper", "ease", "mos", "mos_release"},
+        "prompted": {"coda_prompt", "dap", "dualprompt", "l2p", "vpt"},
+        "keeps_data": {"joint"},
+        "depends_on_test_batch": {"mos_release"},
+    }

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from rules_base import FUNCTIONS, File, file_rule, house_rule
 
 FILE_LINES, METHOD_LINES, FUNCTION_LINES, COPY_LINES = 300, 200, 60, 6
+REFUSALS = {"_require_fitted", "_require_frozen"}
 SAFE_LOADS = {
     "torch.load": ("weights_only", True),
     "torch.hub.load_state_dict_from_url": ("weights_only", True),
@@ -29,6 +30,16 @@ def functions_are_short(file: File) -> Iterator[tuple[int, str]]:
         lines = node.end_lineno - node.lineno + 1
         if lines > FUNCTION_LINES:
             yield node.lineno, f"{node.name} has {lines} lines, at most {FUNCTION_LINES}"
+
+
+@file_rule
+def a_refusal_names_the_function_that_refuses(file: File) -> Iterator[tuple[int, str]]:
+    for function in file.walk(*FUNCTIONS):
+        for call in ast.walk(function):
+            named = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.args
+            if named and call.func.attr in REFUSALS and isinstance(call.args[0], ast.Constant):
+                if str(call.args[0].value).rpartition(".")[2] != function.name:
+                    yield call.lineno, f"{call.args[0].value!r} in {function.name}"
 
 
 @house_rule

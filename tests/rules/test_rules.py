@@ -71,6 +71,10 @@ PLANTED = [
         rules_code.no_copied_functions,
         {"data/a.py": f"def f(n):\n{LONG_BODY}", "run/b.py": f'def g(n: int):\n    """G."""\n{LONG_BODY}'},
     ),
+    (
+        rules_code.a_refusal_names_the_function_that_refuses,
+        {"methods/a.py": "class A:\n    def scores(self):\n        self._require_fitted('predict')"},
+    ),
     (rules_code.no_copied_functions, {"data/a.py": f"def f(n):\n{LONG_BODY}def g(n):\n{LONG_BODY}"}),
     (rules_code.no_utils, {"data/utils.py": ""}),
     (rules_code.only_the_cli_prints, {"run/a.py": "def f():\n    print('x')"}),

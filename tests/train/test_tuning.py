@@ -12,8 +12,9 @@ from perdure.data import LabelledImages
 from perdure.data.images import ArraySource
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import ConfigError
+from perdure.modules.adapter import Adapter
 from perdure.modules.ssf import ScaleShift
-from perdure.train.tuning import TuningConfig, adaptable, image_epochs
+from perdure.train.tuning import TuningConfig, adaptable, image_epochs, learning
 
 VIEWS = {(1.0, False): False, (1.0, True): True, (0.3, False): True, (0.3, True): True}  # crop and flip: whether any
 
@@ -148,3 +149,21 @@ def test_shallow_prompts_enter_before_the_first_block_and_leave_after_the_last(
     inside, between = n + 3, n + 3 if variant == "vpt_shallow" else n
     assert widths == [*[(0, inside), (1, between)] * (blocks - 1), (0, inside), (1, n), (2, n)]
     assert len(list(part.parameters())) == (1 if variant == "vpt_shallow" else blocks)
+
+
+def test_adapters_drop_out_while_they_learn_and_only_then(backbone: Backbone) -> None:
+    _, part = adaptable(backbone, "adapter", TuningConfig(rank=2), torch.Generator().manual_seed(0))
+    adapters = [m for m in part.modules() if isinstance(m, Adapter)]
+    assert len(adapters) > 1
+    with learning(part, torch.Generator().manual_seed(1)):
+        assert {id(a.dropout_rng) for a in adapters} == {id(adapters[0].dropout_rng)} != {id(None)}
+    assert [a.dropout_rng for a in adapters] == [None] * len(adapters)
+
+
+def test_progress_counts_the_images_of_all_epochs(backbone: Backbone, images: LabelledImages) -> None:
+    told: list[tuple[str, int, int]] = []
+    config, rng = TuningConfig(epochs=2, batch_size=8), torch.Generator().manual_seed(0)
+    with image_epochs(backbone, images, torch.arange(12), config, rng, progress=lambda *t: told.append(t)) as epochs:
+        for epoch in epochs:
+            list(epoch)
+    assert told == [("training", done, 24) for done in (8, 12, 20, 24)]
