@@ -57,12 +57,14 @@ def plan(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Tests to run, in order, with what each takes, and those that do not fit into ``seconds``.
 
-    What runs at import is reached by every test, so the tests of its function or class come first, then those of its
-    file, then those of the files that import it.
+    What runs at import is reached by every test, so those with a parameter of the module's name come first (they hold
+    the settings of one method), then the tests of its function or class, of its file, of the files that import it.
     """
     lines = reach.lines.get(change.file, {})
     rings = [_of(lines, *change.lines)]
     if change.at_import:
+        named = re.compile(rf"\[(.*\W)?{Path(change.file).stem}(\W.*)?\]")
+        rings[:0] = [{test for test in reach.tests if named.search(test)}]
         rings += [_of(lines, *change.around), _of(lines, 0, math.inf)]
         module = "perdure." + change.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         uses = re.compile(rf"(from|import) ({module}|{module.rpartition('.')[0]}) ?(import|$)", re.MULTILINE)
@@ -91,16 +93,10 @@ def _cost(test: str, reach: Reach) -> float:
 
 
 def _rank(test: str, distance: int, change: Change, reach: Reach) -> tuple[Any, ...]:
-    """Near and quick ones first, by orders of magnitude; among equals by file, the change's own first.
-
-    Of a change that runs at import, tests with a parameter of the module's name come before all others.
-    """
+    """Near and quick ones first, by orders of magnitude; among equals by file, the change's own first."""
     cost, file = _cost(test, reach), test.partition("::")[0]
     slow = max(0, math.ceil(math.log10(max(cost, 1e-3) / 0.1)))
-    stem = Path(change.file).stem
-    # no line of a test leads to what runs at import, but a parameter of that name does
-    foreign = not (change.at_import and re.search(rf"\[(.*\W)?{stem}(\W.*)?\]", test))
-    return foreign, slow + distance, stem not in file, file, cost, test
+    return slow + distance, Path(change.file).stem not in file, file, cost, test
 
 
 def measure(drawn: Sequence[Change], reach: Reach, path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
