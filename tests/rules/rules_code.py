@@ -37,9 +37,9 @@ def a_refusal_names_the_function_that_refuses(file: File) -> Iterator[tuple[int,
     for function in file.walk(*FUNCTIONS):
         for call in ast.walk(function):
             named = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.args
-            if named and call.func.attr in REFUSALS and isinstance(call.args[0], ast.Constant):
-                if str(call.args[0].value).rpartition(".")[2] != function.name:
-                    yield call.lineno, f"{call.args[0].value!r} in {function.name}"
+            told = call.args[0] if named and call.func.attr in REFUSALS else None
+            if isinstance(told, ast.Constant) and str(told.value).rpartition(".")[2] != function.name:
+                yield call.lineno, f"{told.value!r} in {function.name}"
 
 
 @house_rule
