@@ -1,0 +1,184 @@
+"""Proves that a change of the code moves no bits: hashes what every method learns and scores, before and after.
+
+    python scripts/equal_bits.py                   writes benchmarks/results/equal_bits.json
+    python scripts/equal_bits.py --check           compares with that file; exit 1 and the names if anything differs
+    python scripts/equal_bits.py --only slca mos   these methods alone
+
+Every registered method runs in its small settings, and again in settings that lead through its other branches, over
+two synthetic tasks with one thread on a Vision Transformer and on a convolutional network (or a second Vision
+Transformer, for methods that need one). Hashed are the scores, bit for bit, and everything that the state holds. The
+names of the state's entries and their order are left out, so that a change may rename them. The hashes are those of one
+kind of CPU: the file says which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perdure.backbone import Backbone
+from perdure.checks.subject import small_stream
+from perdure.config import load
+from perdure.errors import BackboneError
+from perdure.memory import FeatureStore
+from perdure.methods import methods
+
+FILE = Path("benchmarks/results/equal_bits.json")
+STILL: dict[str, Any] = {"min_scale": 1.0, "flip": False}
+TRAINING: dict[str, dict[str, Any]] = {
+    "adam, milestone": {"optimizer": "adam", "schedule": "milestone", "milestone": 1, "epochs": 2, "clip_norm": 0.5},
+    "still views": STILL,
+}
+BRANCHES: dict[str, dict[str, dict[str, Any]]] = {
+    "aper": {v: {"variant": v} for v in ("finetune", "vpt_shallow", "vpt_deep", "ssf")}
+    | {"zero prompts": {"variant": "vpt_deep", "prompt_init": "zeros", **STILL}, "resize": {"resize": 200}, **TRAINING},
+    "ranpac": {
+        "adapter": {"adapt": "adapter", "epochs": 1, "rank": 4}, "cumulative": {"ridge": "cumulative"},
+        "fixed": {"ridge": "fixed", "ridge_value": 10.0}, "no projection": {"projection_dim": 0},
+        "ssf, cosine": {"adapt": "ssf", "epochs": 1, "head": "cosine", **STILL},
+    },
+    "fecam": {
+        "adapter": {"adapt": "adapter", "epochs": 1, "rank": 4, **TRAINING["adam, milestone"]},
+        "tukey": {"features": "tukey", "shrink_diagonal": 3.0, "shrink_off_diagonal": 3.0},
+        "released": {"covariance": "common_released", "returning": "half"}, "pilot": {"preset": "pilot", "epochs": 1},
+        "common": {"covariance": "common", "normalise": "none", "log_determinant": True, "features": "raw"},
+    },
+    "slca": {
+        "paper": {"reset_final_norm": True, "resize": 200, "clip_norm": 1.0}, "no alignment": {"align_epochs": 0},
+        "plain logits": {"tau": 0.0, "optimizer": "adamw", "schedule": "cosine", **STILL},
+    },
+    "ease": {"paper": {"reweight": "paper", "beta": 0.5, "sim_temperature": 0.5}, **TRAINING},
+    "mos": {
+        "centroids": {"gaussian": "centroids"}, "variance": {"gaussian": "variance", "merge_every": "epoch"},
+        "at the end": {"merge_every": "task_end", "ensemble": False, "align_epochs": 0}, **TRAINING,
+    },
+    "mos_release": {"variance": {"gaussian": "variance"}},
+    "finetune": {"longer": {"epochs": 2, "min_scale": 0.2, "clip_norm": 0.5}},
+    "joint": {"longer": {"epochs": 5, "lr": 0.01}},
+    "vpt": {
+        "first task": {"mode": "first_task"}, "shallow": {"variant": "shallow", "pool": "prompt"},
+        "cosine": {"head": "cosine", "pool": "patch+prompt"}, "pilot": {"preset": "pilot_deep", "epochs": 1},
+        "class token": {"pool": "cls", "init": "zeros"}, **TRAINING,
+    },
+    "l2p": {
+        "votes": {"select_train": "batch_vote", "select_eval": "batch_vote", "train_vote_group": 4, "eval_batch": 4},
+        "slots": {"train_prompt": "task_slot", "copy_prev": True, "head_input": "cls+prompt", "prompt_pos": "cls"},
+        "by class": {"select_eval": "batch_vote", "eval_order": "class_sorted", "drop_last": "always"},
+        "clean queries": {"query_view": "clean", "train_logits": "seen", "head_input": "cls"}, **TRAINING,
+    },
+    "dualprompt": {
+        "mean keys": {"key_update": "mean", "copy_prev": False}, "scrambled": {"kv_layout": "scrambled"},
+        "votes": {"select_eval": "batch_vote", "eval_batch": 4, "eval_order": "shuffled", "top_k": 2}, **TRAINING,
+    },
+    "coda_prompt": {
+        "pool": {"pool": 6, "tasks": 3, "init": "pool", "mu": 0.1, "ortho": "reference"},
+        "released": {"schedule": "quarter_cosine_released", "epochs": 3, "drop_last": "always"}, **TRAINING,
+    },
+    "dap": {
+        "released": {"pull_over": "sum", "head_init": "kaiming_fan_out", "mask_by_task": True},
+        "mean keys": {"key_update": "mean", "mixer_init": "normal_1e-2", "last_block_prompts": False},
+        "votes": {"select_eval": "batch_vote", "eval_batch": 4}, "sgd": {"optimizer": "sgd", "lr": 0.1, "flip": True},
+    },
+}  # fmt: skip
+
+
+def backbones() -> dict[str, Backbone]:
+    """The Vision Transformer, and what else a method is tried on, the first that it takes."""
+    second = Backbone.load("test_vit2", pretrained=False, device="cpu")
+    for name, scale in second.model.named_parameters():
+        if name.endswith("gamma"):
+            scale.fill_(1.0)  # at their 1e-5 no prompt can be seen in a score
+    names = {"test_vit": "test_vit", "test_efficientnet": "test_efficientnet", "hybrid": "vit_tiny_r_s16_p8_224"}
+    return {key: Backbone.load(name, pretrained=False, device="cpu") for key, name in names.items()} | {
+        "test_vit2": second
+    }
+
+
+def pieces(value: Any) -> Iterator[bytes]:
+    """Every tensor and plain value of a state, as bytes that tell kind, shape and content."""
+    if isinstance(value, Tensor):
+        yield f"{value.dtype} {tuple(value.shape)} ".encode() + value.detach().cpu().contiguous().numpy().tobytes()
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from pieces(entry)
+    elif isinstance(value, list | tuple) and any(isinstance(entry, Tensor | Mapping) for entry in value):
+        for entry in value:
+            yield from pieces(entry)
+    else:
+        yield json.dumps(value).encode()
+
+
+def digest(parts: Iterator[bytes]) -> str:
+    """One hash of all parts, whatever their order."""
+    each = sorted(hashlib.blake2b(part, digest_size=16).digest() for part in parts)
+    return hashlib.blake2b(b"".join(each), digest_size=16).hexdigest()
+
+
+def fitted(name: str, backbone: Backbone, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The hashes of one method's state and scores after two tasks."""
+    kind, stream = methods.get(name), small_stream((2, 2))
+    with tempfile.TemporaryDirectory() as folder:
+        config = load(kind.Config, {**kind.tags.small, **settings})
+        method = kind(backbone, config, seed=3, store=FeatureStore(Path(folder)))
+        for task in stream:
+            method.fit_task(task)
+        state = digest(pieces(method.state_dict()))  # before the tests: mos_release's change it
+        scores = torch.cat([torch.cat(list(method.scores_of(stream.test(i)))) for i in range(2)])
+    return {"state": state, "scores": digest(iter([scores.numpy().tobytes()]))}
+
+
+def main() -> None:
+    """Writes the hashes, or compares them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with the committed hashes")
+    parser.add_argument("--only", nargs="+", default=methods.names(), choices=methods.names())
+    parser.add_argument("--file", type=Path, default=FILE)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    models, found = backbones(), {}
+    for name in args.only:
+        for branch, settings in {"small": {}, **BRANCHES.get(name, {})}.items():
+            tried: dict[str, Any] = {}
+            for key, backbone in models.items():
+                if len(tried) == 2:
+                    break
+                try:
+                    tried[key] = fitted(name, backbone, settings)
+                except BackboneError:
+                    continue
+            found[f"{name}: {branch}"] = tried
+            print(f"{name}: {branch}", *tried, flush=True)
+    if not args.check:
+        about = {"command": "python scripts/equal_bits.py", "machine": cpu(), "torch": torch.__version__}
+        args.file.write_text(json.dumps({**about, "hashes": found}, indent=1) + "\n")
+        return
+    recorded = json.loads(args.file.read_text())["hashes"]
+    wanted = {key: value for key, value in recorded.items() if key.split(":")[0] in args.only}
+    odd = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
+    print(f"{len(wanted) - len(odd)} of {len(wanted)} cases are equal to the bit")
+    if odd:
+        sys.exit("\n".join(["These differ:", *odd]))
+
+
+def cpu() -> str:
+    """This machine's processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+if __name__ == "__main__":
+    main()
