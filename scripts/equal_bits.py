@@ -42,7 +42,7 @@ TRAINING: dict[str, dict[str, Any]] = {
 }
 BRANCHES: dict[str, dict[str, dict[str, Any]]] = {
     "aper": {v: {"variant": v} for v in ("finetune", "vpt_shallow", "vpt_deep", "ssf")}
-    | {"zero prompts": {"variant": "vpt_deep", "prompt_init": "zeros", **STILL}, "resize": {"resize": 200}, **TRAINING},
+    | {"zero prompts": {"variant": "vpt_deep", "prompt_init": "zeros", **STILL}, "resize": {"resize": 256}, **TRAINING},
     "ranpac": {
         "adapter": {"adapt": "adapter", "epochs": 1, "rank": 4}, "cumulative": {"ridge": "cumulative"},
         "fixed": {"ridge": "fixed", "ridge_value": 10.0}, "no projection": {"projection_dim": 0},
@@ -55,7 +55,7 @@ BRANCHES: dict[str, dict[str, dict[str, Any]]] = {
         "common": {"covariance": "common", "normalise": "none", "log_determinant": True, "features": "raw"},
     },
     "slca": {
-        "paper": {"reset_final_norm": True, "resize": 200, "clip_norm": 1.0}, "no alignment": {"align_epochs": 0},
+        "paper": {"reset_final_norm": True, "resize": 256, "clip_norm": 1.0}, "no alignment": {"align_epochs": 0},
         "plain logits": {"tau": 0.0, "optimizer": "adamw", "schedule": "cosine", **STILL},
     },
     "ease": {"paper": {"reweight": "paper", "beta": 0.5, "sim_temperature": 0.5}, **TRAINING},
