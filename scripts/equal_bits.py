@@ -30,7 +30,7 @@ from torch import Tensor
 from perdure.backbone import Backbone
 from perdure.checks.subject import small_stream
 from perdure.config import load
-from perdure.errors import BackboneError
+from perdure.errors import BackboneError, DataError
 from perdure.memory import FeatureStore
 from perdure.methods import methods
 
@@ -156,7 +156,7 @@ def main() -> None:
                     break
                 try:
                     tried[key] = fitted(name, backbone, settings)
-                except BackboneError:
+                except (BackboneError, DataError):  # tukey takes no features below 0
                     continue
             found[f"{name}: {branch}"] = tried
             print(f"{name}: {branch}", *tried, flush=True)

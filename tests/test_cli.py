@@ -70,6 +70,16 @@ def test_version_help_and_unknown_commands(perdure: Call) -> None:
     assert perdure("--help")[0] == 0
     assert perdure("nonsense")[0] == 2
     assert perdure("run", "--nonsense")[0] == 2
+    assert "install-completion" not in perdure("--help")[1]
+    assert "Look at image folders." in "".join(perdure("data")[1:]), "told what there is, not what is missing"
+
+
+def test_a_run_tunes_the_allocator_first(perdure: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(cli, "tune_allocator", lambda: called.append("tuned"))
+    monkeypatch.setattr(cli, "run_recipe", lambda *_, **__: called.append("run") or sys.exit(3))
+    assert perdure("run", *TINY, "-s", "method.name=simplecil")[0] == 3
+    assert called == ["tuned", "run"]
 
 
 def test_ls_names_everything(perdure: Call, tmp_path: Path) -> None:

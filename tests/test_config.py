@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 from pydantic import Field, ValidationError, field_validator
 
-from perdure.config import Config, MethodConfig, load, parse_override
+from perdure.config import Config, MethodConfig, load, parse_override, settings
 from perdure.errors import ConfigError, RecipeError
 
 
@@ -148,3 +148,90 @@ def test_broken_yaml_is_named(value: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_override(f"stream.sizes={value}")
     assert f"-s: stream.sizes must be valid YAML after '=', but got {value!r}. Close" in str(error.value)
+
+
+class Fast(Config):
+    name: Literal["fast"] = "fast"
+    rate: float = Field(1.0, gt=0)
+    decay: float = Field(0.5, ge=0)
+
+
+class Slow(Config):
+    name: Literal["slow"] = "slow"
+    rate: float = Field(0.1, gt=0)
+    patience: int = Field(3, ge=1)
+
+
+class Inner(Config):
+    epochs: int = Field(2, ge=1)
+    batch: int = Field(4, ge=1)
+    pace: Fast | Slow = Field(Fast(), discriminator="name")
+
+
+class Sectioned(MethodConfig):
+    presets: ClassVar = {
+        "paper": {"train": {"epochs": 9, "pace": {"name": "slow", "patience": 7}}, "top": {"name": "slow"}}
+    }
+
+    train: Inner = Inner(batch=32, pace=Fast(decay=0.25))
+    top: Fast | Slow | None = Field(None, discriminator="name")
+    vote: int = 0
+
+
+@pytest.mark.parametrize(
+    ("given", "train", "top"),
+    [
+        ({}, Inner(epochs=2, batch=32, pace=Fast(decay=0.25)), None),
+        ({"train": {"epochs": 5}}, Inner(epochs=5, batch=32, pace=Fast(decay=0.25)), None),
+        ({"train": {"pace": {"rate": 7}}}, Inner(batch=32, pace=Fast(rate=7, decay=0.25)), None),
+        ({"train": {"pace": "slow"}}, Inner(batch=32, pace=Slow()), None),
+        ({"train": {"pace": "fast"}}, Inner(batch=32, pace=Fast(decay=0.25)), None),
+        ({"train": {"pace": {"name": "slow", "rate": 2}}}, Inner(batch=32, pace=Slow(rate=2)), None),
+        ({"preset": "paper"}, Inner(epochs=9, batch=32, pace=Slow(patience=7)), Slow()),
+        (
+            {"preset": "paper", "train": {"batch": 8, "pace": {"rate": 3}}, "top": {"patience": 5}},
+            Inner(epochs=9, batch=8, pace=Slow(rate=3, patience=7)), Slow(patience=5),
+        ),
+        (
+            {"preset": "paper", "train": {"pace": "fast"}, "top": "none"},
+            Inner(epochs=9, batch=32, pace=Fast(decay=0.25)), None,
+        ),
+        ({"preset": "paper", "top": None}, Inner(epochs=9, batch=32, pace=Slow(patience=7)), None),
+        ({"top": "fast"}, Inner(batch=32, pace=Fast(decay=0.25)), Fast()),
+        ({"train": Inner(), "top": Slow(rate=4)}, Inner(), Slow(rate=4)),
+    ],
+)  # fmt: skip
+def test_sections_are_laid_over_defaults_and_presets_key_by_key(given: dict[str, Any], train: Inner, top: Any) -> None:
+    config = Sectioned(**given)
+    assert (config.train, config.top) == (train, top)
+    assert Sectioned(**config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"train": {"epochs": 0}}, r"train\.epochs must be greater than or equal to 1, but got 0\. See"),
+        ({"train": {"pace": {"rate": 0}}}, r"train\.pace\.rate must be greater than 0, but got 0\. See"),
+        ({"train": {"epoch": 1}}, r"key must be one of its fields, but got 'train\.epoch'\. Did you mean 'epochs'\?"),
+        ({"train": {"pace": {"patience": 1}}}, r"'train\.pace\.patience'\. Another kind of train\.pace has it\. Known"),
+        ({"train": {"pace": "medium"}}, r"train\.pace\.name must be one of 'fast', 'slow', but got 'medium'\. Known"),
+        ({"top": {"rate": 1}}, r"top\.name must be given, but got None\. Add 'top\.name: \.\.\.'"),
+        ({"train": 3}, r"train must be a valid dictionary or instance of Inner, but got 3"),
+        ({"epochs": 3}, r"key must be one of its fields, but got 'epochs'\. Write it as train\.epochs\."),
+        ({"train_batch": 3}, r"but got 'train_batch'\. Write it as train\.batch\."),
+        ({"rate": 3}, r"but got 'rate'\. Write it as top\.rate or train\.pace\.rate\."),
+        ({"select_eval": "instance"}, r"but got 'select_eval'\. Write it as vote\."),
+        ({"beta1": 0.9}, r"but got 'beta1'\. Known: preset, top, train, vote\."),
+    ],
+)  # fmt: skip
+def test_a_bad_setting_of_a_section_is_named_by_its_path(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(RecipeError, match=f"^Sectioned: .*{told}"):
+        load(Sectioned, given)
+
+
+def test_every_setting_is_listed_with_its_path() -> None:
+    assert [path for path, _ in settings(Sectioned)] == [
+        "preset", "train.epochs", "train.batch", "train.pace.name", "train.pace.rate", "train.pace.decay",
+        "train.pace.name", "train.pace.rate", "train.pace.patience", "top.name", "top.rate", "top.decay", "top.name",
+        "top.rate", "top.patience", "vote",
+    ]  # fmt: skip

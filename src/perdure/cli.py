@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import re
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -25,6 +24,7 @@ from perdure.checks import CheckResult, check_method
 from perdure.config import Config
 from perdure.data.datasets import datasets
 from perdure.data.doctor import check_folder
+from perdure.describe import notes, purpose, setting_rows
 from perdure.errors import PerdureError, UnknownNameError, did_you_mean
 from perdure.memory import FeatureStore
 from perdure.methods import methods
@@ -33,6 +33,7 @@ from perdure.run.recipe import BackboneConfig, StreamConfig
 from perdure.run.report import accuracy_table, write_report
 from perdure.run.selection import selection_sentence
 from perdure.train.runtime import tune_allocator
+from perdure.types import Event
 
 app = typer.Typer(
     help="Teach a pretrained model new classes, one task after another, without forgetting the old ones.",
@@ -57,14 +58,17 @@ def list_names(
 ) -> None:
     """List methods, built-in backbones, data sets and the recipes under ./recipes."""
     if what in ("all", "methods"):
-        rows = [(name, _purpose(sys.modules[methods.get(name).__module__]), _notes(name)) for name in methods.names()]
+        rows = [
+            (name, purpose(sys.modules[methods.get(name).__module__]), notes(methods.get(name).tags))
+            for name in methods.names()
+        ]
         _print_table("Methods", ("name", "what it does", "notes"), rows)
     if what in ("all", "backbones"):
-        rows = [(name, _purpose(sys.modules[loader.__module__]), "offline") for name, loader in BUILT_IN.items()]
+        rows = [(name, purpose(sys.modules[loader.__module__]), "offline") for name, loader in BUILT_IN.items()]
         rows.append(("any timm model", "by its full tag, e.g. vit_base_patch16_224.augreg_in21k", "hub or a file"))
         _print_table("Backbones", ("name", "what it is", "weights"), rows)
     if what in ("all", "data"):
-        named = [(name, _purpose(datasets.get(name))) for name in datasets.names()]
+        named = [(name, purpose(datasets.get(name))) for name in datasets.names()]
         folder = ("any folder", "root/{train,test}/<class>/, root/<class>/ or root/<domain>/<class>/")
         _print_table("Data sets", ("name", "what it is"), [*named, folder])
     if what in ("all", "recipes"):
@@ -193,8 +197,9 @@ def run_recipe(
         whole = bars.add_task(f"{recipe.method_name}: tasks", total=None)
         images = bars.add_task("images", total=None, visible=False)
 
-        def progress(what: str, done: int, total: int) -> None:
-            bars.update(images, description=what, completed=done, total=total, visible=done < total)
+        def progress(event: Event) -> None:
+            n, total = event.done, event.total
+            bars.update(images, description=event.stage, completed=n, total=total, visible=n < total)
 
         def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "run_started":
@@ -262,39 +267,4 @@ def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def _print_settings(title: str, config: type[Config]) -> None:
-    rows = []
-    for name, field in config.model_fields.items():
-        bounds = [f"{sign} {bound}" for m in field.metadata for sign, bound in _bounds(m)]
-        default = "required" if field.is_required() else str(field.default)
-        meaning = "; ".join([field.description or "", *bounds])
-        rows.append((name, _type_name(field.annotation), default, meaning))
-    _print_table(title, ("key", "type", "default", "meaning and bounds"), rows)
-
-
-def _bounds(constraint: Any) -> list[tuple[str, Any]]:
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    return [(sign, getattr(constraint, key)) for key, sign in signs.items() if hasattr(constraint, key)]
-
-
-def _type_name(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return " | ".join(get_args(annotation))
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
-
-
-def _notes(name: str) -> str:
-    tags = methods.get(name).tags
-    notes = {
-        "any split, same result": tags.split_invariant,
-        "trains the backbone": tags.trains_backbone,
-        "trains parts inserted into the backbone": tags.adapts,
-        "keeps data": tags.keeps_data,
-        "depends on the test batch": tags.depends_on_test_batch,
-    }
-    return ", ".join(note for note, holds in notes.items() if holds)
-
-
-def _purpose(documented: Any) -> str:
-    """A docstring's first line, without the markup and the name it may start with."""
-    first = (inspect.getdoc(documented) or "").splitlines()[0].replace("``", "")
-    return re.sub(r"^\w+: ", "", first)
+    _print_table(title, ("key", "type", "default", "meaning and bounds"), setting_rows(config))

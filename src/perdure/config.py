@@ -1,4 +1,9 @@
-"""Typed configuration: frozen pydantic models, presets, and all errors at once.
+"""Typed configuration: frozen pydantic models made of sections, presets, and all errors at once.
+
+A field whose default is itself a :class:`Config` is a section. Values for it are laid key by key over that default, and
+explicit values key by key over a preset's, so that ``train: {lr: 0.1}`` changes one number. A section of several kinds
+says which by its first key (``name`` or ``variant``): another kind starts from its own defaults. A kind alone may be
+written as text, ``optimizer: adam``, and an optional section may be switched off with ``none``.
 
 Relations: a method's ``Config`` and every section of a recipe derive from :class:`Config`; ``load`` turns pydantic's
 report into perdure's error format with close matches for misspelt keys.
@@ -6,14 +11,22 @@ report into perdure's error format with close matches for misspelt keys.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from perdure.errors import ConfigError, RecipeError, did_you_mean
+
+KINDS = ("name", "variant")  # the keys that tell which kind a section is
+MOVED = {  # settings of before there were sections, whose names are others now
+    "align_batch": "align.batch_size", "amsgrad": "train.optimizer", "beta1": "train.optimizer",
+    "beta2": "train.optimizer", "eval_batch": "vote.batch_size", "eval_order": "vote.order", "select_eval": "vote",
+    "select_train": "train_vote", "train_vote_group": "train_vote.group",
+}  # fmt: skip
 
 
 class Config(BaseModel):
@@ -28,9 +41,13 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _start_from_preset(cls, values: Any) -> Any:
-        preset = values.get("preset", "default") if isinstance(values, Mapping) else "default"
-        return {**cls.presets[preset], **values} if isinstance(preset, str) and preset in cls.presets else values
+    def _start_from_defaults_and_preset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        preset = values.get("preset", "default")
+        known = isinstance(preset, str) and preset in cls.presets
+        changed = laid_over(cls.presets[preset], values) if known else values
+        return {name: _of_section(cls.model_fields.get(name), value) for name, value in changed.items()}
 
 
 class MethodConfig(Config):
@@ -47,6 +64,71 @@ class MethodConfig(Config):
 
 
 C = TypeVar("C", bound=Config)
+
+
+def laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``under`` with the values of ``over``, key by key inside sections too; a section of another kind starts anew.
+
+    Args:
+        under: values, sections among them as mappings or as :class:`Config`.
+        over: values that win.
+    """
+    merged = dict(under)
+    for key, value in over.items():
+        below: Any = merged.get(key)
+        below = below.model_dump() if isinstance(below, Config) else below
+        value = _named(value, below) if isinstance(below, Mapping) else value
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        other_kind = both and any(k in value and k in below and value[k] != below[k] for k in KINDS)
+        merged[key] = laid_over(below, value) if both and not other_kind else value
+    return merged
+
+
+def _of_section(field: FieldInfo | None, value: Any) -> Any:
+    """A value for a field: laid over the field's default, if that is a section."""
+    if field is None or isinstance(value, Config):
+        return value
+    if value == "none" and type(None) in get_args(field.annotation):
+        return None
+    if isinstance(field.default, Config):
+        return laid_over({"": field.default}, {"": value})[""]
+    kind = field.discriminator
+    return {kind: value} if isinstance(kind, str) and isinstance(value, str) else value
+
+
+def _named(value: Any, below: Mapping[str, Any]) -> Any:
+    """A section given by its kind alone, as a mapping."""
+    kind = next((k for k in KINDS if k in below), None)
+    return {kind: value} if kind and isinstance(value, str) and value != "none" else value
+
+
+def sections(model: type[BaseModel]) -> dict[str, list[type[BaseModel]]]:
+    """The fields of ``model`` that are sections, and the kinds each may be."""
+    found = {name: list(_models(field.annotation)) for name, field in model.model_fields.items()}
+    return {name: kinds for name, kinds in found.items() if kinds}
+
+
+def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting below ``model`` with its path, sections taken apart; equal paths of several kinds come repeatedly.
+
+    Args:
+        model: a configuration class.
+        prefix: put before every path.
+    """
+    inner = sections(model)
+    for name, field in model.model_fields.items():
+        if name not in inner:
+            yield prefix + name, field
+        for kind in inner.get(name, []):
+            yield from settings(kind, f"{prefix}{name}.")
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_args(annotation):
+        for part in get_args(annotation):
+            yield from _models(part)
 
 
 def load(model: type[C], values: Mapping[str, Any], where: str | None = None) -> C:
@@ -92,11 +174,42 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 
 
 def _problem(error: ErrorDetails, model: type[BaseModel], where: str) -> ConfigError:
-    path = ".".join(map(str, error["loc"]))
+    path, kinds = _place(error["loc"], model)
     if error["type"] == "extra_forbidden":
-        known = set(model.model_fields)
-        return ConfigError(where, "key", "one of its fields", path, did_you_mean(path, known))
-    if error["type"] == "missing":
-        return ConfigError(where, path, "given", None, f"Add '{path}: ...' to the recipe or '-s ...{path}=...'")
+        return ConfigError(where, "key", "one of its fields", path, _where_it_belongs(path, model, kinds))
+    if error["type"] in ("missing", "union_tag_not_found"):
+        key = path if error["type"] == "missing" else f"{path}.{error['ctx']['discriminator'].strip(chr(39))}"
+        return ConfigError(where, key, "given", None, f"Add '{key}: ...' to the recipe or '-s ...{key}=...'")
+    if error["type"] == "union_tag_invalid":
+        key, known = error["ctx"]["discriminator"].strip("'"), error["ctx"]["expected_tags"]
+        got = error["ctx"]["tag"]
+        return ConfigError(
+            where, f"{path}.{key}", f"one of {known}", got, did_you_mean(got, known.replace("'", "").split(", "))
+        )
     constraint = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return ConfigError(where, path, constraint, error["input"], "See 'perdure show' for every field and its bounds")
+
+
+def _place(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, list[type[BaseModel]]]:
+    """A setting's path as it is written, without pydantic's names of kinds, and the section that it is in."""
+    path, here = [], [model]
+    for key in loc:
+        if len(here) > 1:  # of several kinds, the next name tells which
+            here = [m for m in here if any(m.model_fields[k].default == key for k in KINDS if k in m.model_fields)]
+            continue
+        path.append(str(key))
+        fields = [m.model_fields[str(key)] for m in here if key in m.model_fields]
+        here = [kind for field in fields for kind in _models(field.annotation)] or here
+    return ".".join(path), here
+
+
+def _where_it_belongs(path: str, model: type[BaseModel], kinds: list[type[BaseModel]]) -> str:
+    """Where an unknown key's setting is: in another section, or one that is spelt alike."""
+    key, known = path.rpartition(".")[2], {name for kind in kinds for name in kind.model_fields}
+    every = sorted({p for p, _ in settings(model)})
+    if path in every:
+        return f"Another kind of {path.rpartition('.')[0]} has it. {did_you_mean(key, known)}"
+    elsewhere = [p for p in every if key in (p.rpartition(".")[2], p.replace(".", "_"))]
+    if not elsewhere and key in MOVED and any(p.startswith(MOVED[key]) for p in every):
+        elsewhere = [MOVED[key]]
+    return f"Write it as {' or '.join(elsewhere)}" if elsewhere and "." not in path else did_you_mean(key, known)

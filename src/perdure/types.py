@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
 from collections.abc import Callable
 from typing import TypeAlias
 
 ClassId: TypeAlias = int
 """A class's own integer: any value, stable for ever; never a column of a score matrix."""
 
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with (what is being done, how many are done, how many there are)."""
+
+@dc.dataclass(frozen=True, slots=True)
+class Event:
+    """Something went on a bit.
+
+    Args:
+        stage: what is being done.
+        done: how much of it is done: images, or steps of a training.
+        total: how much there is.
+        loss: of a training's step.
+        rates: the learning rates of that step, one per group of parameters.
+    """
+
+    stage: str
+    done: int
+    total: int
+    loss: float | None = None
+    rates: tuple[float, ...] = ()
 
 
-def no_progress(what: str, done: int, total: int) -> None:
+Progress: TypeAlias = Callable[[Event], None]
+"""Called with every event of a run: images embedded or tested, steps trained."""
+
+
+def no_progress(event: Event) -> None:
     """The silent ``Progress``."""

@@ -20,6 +20,7 @@ from perdure.checks.subject import equal
 from perdure.data import LabelledImages, Preprocess
 from perdure.methods.vpt import VPT, VPTConfig
 from perdure.train.loop import train
+from perdure.types import Event
 from tiny_vit import tiny
 
 DEEP_AND_SHALLOW = pytest.mark.parametrize("variant", ["deep", "shallow"])
@@ -253,8 +254,8 @@ def test_10_interrupted_in_an_epoch_and_resumed_is_straight(
     config = {"epochs": 3, **config}  # of 4 batches of 4 images
     straight = learned(vpt(tiny(), store, **config), stream)
 
-    def progress(what: str, done: int, total: int) -> None:
-        if (what, done, cut.tasks_seen_) == stop:
+    def progress(event: Event) -> None:
+        if (event.stage, event.done, cut.tasks_seen_) == stop:
             cut.store.progress = store.progress
             raise InterruptedError
 

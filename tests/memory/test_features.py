@@ -242,9 +242,9 @@ def test_a_fill_that_fails_is_resumed(failure: BaseException, store: FeatureStor
 def test_a_killed_fill_is_resumed(tmp_path: Path) -> None:
     code = """
         import time
-        def progress(what, done, total):
-            print(done, flush=True)
-            if done == 8:
+        def progress(event):
+            print(event.done, flush=True)
+            if event.done == 8:
                 time.sleep(60)
         FeatureStore(Path(sys.argv[2]), progress=progress).features(Pixels(), images())
     """
@@ -262,7 +262,7 @@ def test_two_processes_fill_at_once(tmp_path: Path) -> None:
         import time
         print("ready", flush=True)
         sys.stdin.readline()
-        store = FeatureStore(Path(sys.argv[2]), progress=lambda *event: time.sleep(0.05))
+        store = FeatureStore(Path(sys.argv[2]), progress=lambda event: time.sleep(0.05))
         data = images().subset(np.roll(np.arange(N), int(sys.argv[3])))
         print(torch.equal(store.features(Pixels(), data)[:], true(data)))
     """
@@ -561,7 +561,7 @@ def test_the_environment_says_where_and_how_much(
 
 def test_progress_is_reported_for_missing_images_alone(tmp_path: Path) -> None:
     heard: list[tuple[str, int, int]] = []
-    store = FeatureStore(tmp_path / "s", progress=lambda *event: heard.append(event))
+    store = FeatureStore(tmp_path / "s", progress=lambda event: heard.append((event.stage, event.done, event.total)))
     store.features(Pixels(), images().subset(np.arange(3)), label="train features")
     assert heard == [("train features", 0, 3), ("train features", 3, 3)]
     heard.clear()

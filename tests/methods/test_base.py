@@ -26,6 +26,7 @@ from perdure.methods.finetune import Finetune, FinetuneConfig
 from perdure.methods.joint import Joint, JointConfig
 from perdure.methods.ranpac import RanPAC, RanPACConfig
 from perdure.methods.simplecil import SimpleCIL
+from perdure.types import Event
 
 IDS = [70, -3, 12, 5]
 SMALL = [
@@ -201,8 +202,8 @@ def test_training_that_fails_half_way_restores_the_weights(
     method = Finetune(backbone, FinetuneConfig(epochs=2, batch_size=4, lr=0.1)).fit_task(stream[0])
     before, scores, steps = snapshot(method), method.scores(images), []
 
-    def third_step_fails(what: str, done: int, total: int) -> None:
-        steps.append(done)
+    def third_step_fails(event: Event) -> None:
+        steps.append(event.done)
         if len(steps) == 3:
             assert not same(snapshot(method), before)  # two steps are done
             raise MemoryError("planned")
@@ -317,7 +318,7 @@ def test_feature_methods_pass_every_image_once(backbone: Backbone, store: Featur
 
 def test_testing_reports_progress(backbone: Backbone, tmp_path: Any, stream: Stream) -> None:
     heard: list[tuple[str, int, int]] = []
-    store = FeatureStore(tmp_path / "heard", progress=lambda *event: heard.append(event))
+    store = FeatureStore(tmp_path / "heard", progress=lambda e: heard.append((e.stage, e.done, e.total)))
     big = synthetic_dataset(IDS, test_per_class=5).test
     Constant(backbone, store=store).fit_task(stream[0]).predict(big)
     assert heard == [("testing", 8, 20), ("testing", 16, 20), ("testing", 20, 20)]

@@ -346,7 +346,7 @@ def test_new_classes_begin_as_told(init: str, std: float, vit: Backbone, stream:
 
 def test_training_reports_progress(vit: Backbone, stream: Stream) -> None:
     heard: list[tuple[str, int, int]] = []
-    store = FeatureStore(progress=lambda *event: heard.append(event))
+    store = FeatureStore(progress=lambda event: heard.append((event.stage, event.done, event.total)))
     Plain(vit, PlainConfig(), store=store).fit_task(stream[0])
     assert heard == [("learning prompts", done, 24) for done in (6, 12, 18, 24)]
 
@@ -541,7 +541,7 @@ def test_no_images_have_no_scores(kind: type[Plain], config: dict[str, Any], vit
 
 def test_testing_reports_progress(vit: Backbone, stream: Stream) -> None:
     heard: list[tuple[str, int, int]] = []
-    store = FeatureStore(progress=lambda *event: heard.append(event))
+    store = FeatureStore(progress=lambda event: heard.append((event.stage, event.done, event.total)))
     config = PlainConfig(select_eval="batch_vote", eval_order="class_sorted", eval_batch=3)
     method = Plain(vit, config, store=store).fit_task(stream[0])
     heard.clear()

@@ -322,7 +322,7 @@ def test_loaded_blocks_go_where_the_backbone_is() -> None:
 
 def test_progress_is_told(stream: Stream, tmp_path: Path) -> None:
     heard: list[str] = []
-    store = FeatureStore(tmp_path / "heard", progress=lambda what, done, total: heard.append(what))
+    store = FeatureStore(tmp_path / "heard", progress=lambda event: heard.append(event.stage))
     method = made(store=store, key_update="mean").fit_task(stream[0])
     method.selection_of(stream.test(0))
     assert list(dict.fromkeys(heard)) == ["learning prompts", "train queries", "test queries"]

@@ -49,7 +49,7 @@ def test_every_epoch_passes_every_image(backbone: Backbone, stream: Stream) -> N
 
 def test_reports_progress(backbone: Backbone, tmp_path: Path, stream: Stream) -> None:
     heard: list[tuple[str, int, int]] = []
-    store = FeatureStore(tmp_path / "heard", progress=lambda *event: heard.append(event))
+    store = FeatureStore(tmp_path / "heard", progress=lambda e: heard.append((e.stage, e.done, e.total)))
     Finetune(backbone, FinetuneConfig(epochs=2, batch_size=10), store=store).fit_task(stream[0])
     assert heard == [("fine-tuning", done, 32) for done in (10, 16, 26, 32)]
 

@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from perdure.checks.subject import small_stream
 from perdure.config import load
 from perdure.errors import RecipeError
+from perdure.memory import FeatureStore
 from perdure.methods import Method, methods
 from tiny_vit import tiny
 
@@ -148,3 +149,11 @@ def test_what_each_method_says_of_itself() -> None:
         "keeps_data": {"joint"},
         "depends_on_test_batch": {"mos_release"},
     }
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_method_has_what_it_is_given(name: str, store: FeatureStore) -> None:
+    kind, backbone = methods.get(name), tiny(depth=3)
+    config = kind.Config(**kind.tags.small)
+    method = kind(backbone, config, seed=5, store=store)
+    assert (method.backbone, method.config, method.seed, method.store) == (backbone, config, 5, store)

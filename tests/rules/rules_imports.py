@@ -14,10 +14,11 @@ LEVELS = [
     {"config", "registry"},
     {"data", "modules"},
     {"backbone"},
-    {"memory", "train"},
+    {"memory"},
+    {"train"},
     {"methods"},
     {"eval"},
-    {"run", "checks"},
+    {"run", "checks", "describe"},
     {"cli"},
     {"__main__"},
 ]

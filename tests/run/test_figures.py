@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -84,6 +86,15 @@ def test_no_run_hides_an_equal_one(drawn: list[Figure], runs: int, tasks: int) -
         centres.append(places * 72 / drawn[0].dpi)
     apart = min(abs(a - b) for i, one in enumerate(centres) for other in centres[:i] for a in one for b in other)
     assert apart >= 1.6, "points: enough of each 5 point mark is to be seen"
+
+
+def test_a_figures_styles_are_whole_declarations(drawn: list[Figure]) -> None:
+    styles = re.findall(r'style="([^"]*)"', share_map([[0.5, 0.5]], "label"))
+    assert styles
+    for style in styles:
+        for declaration in filter(None, map(str.strip, style.split(";"))):
+            assert re.fullmatch(r"[a-z-]+: ?[^:]+", declaration)
+    assert not any("font-family" in style for style in styles)
 
 
 def test_a_single_run_stands_on_its_tasks(drawn: list[Figure]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from perdure.errors import CheckpointError, RunDirectoryError, StorageError
-from perdure.run.report import accuracy_table, headline, percent, run_labels, seconds, size, write_report
+from perdure.run.report import _classes, accuracy_table, headline, percent, run_labels, seconds, size, write_report
 from perdure.run.results import Results
 
 COST = {
@@ -297,3 +297,9 @@ def test_numbers_for_reading() -> None:
     assert [size(v) for v in (None, 0, 1023, 1024, 2**20 - 1, 3 * 2**40, 2**52)] == [
         "–", "0 bytes", "1023 bytes", "1.0 KiB", "1.0 MiB", "3.0 TiB", "4096.0 TiB",
     ]  # fmt: skip
+
+
+def test_a_class_that_comes_again_belongs_to_the_task_it_came_with_first(tmp_path: Path) -> None:
+    results = make_results([[0.5, None, None], [0.5, 0.5, None], [0.5, 0.5, 0.5]], n_classes=3)
+    returning = results.model_copy(update={"task_classes": [[0], [1], [2, 0]]})
+    assert [(row.name, row.task) for row in _classes(tmp_path, returning)] == [("name0", 1), ("name1", 2), ("name2", 3)]

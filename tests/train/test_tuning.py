@@ -15,6 +15,7 @@ from perdure.errors import ConfigError
 from perdure.modules.adapter import Adapter
 from perdure.modules.ssf import ScaleShift
 from perdure.train.tuning import TuningConfig, adaptable, image_epochs, learning
+from perdure.types import Event
 
 VIEWS = {(1.0, False): False, (1.0, True): True, (0.3, False): True, (0.3, True): True}  # crop and flip: whether any
 
@@ -163,7 +164,11 @@ def test_adapters_drop_out_while_they_learn_and_only_then(backbone: Backbone) ->
 def test_progress_counts_the_images_of_all_epochs(backbone: Backbone, images: LabelledImages) -> None:
     told: list[tuple[str, int, int]] = []
     config, rng = TuningConfig(epochs=2, batch_size=8), torch.Generator().manual_seed(0)
-    with image_epochs(backbone, images, torch.arange(12), config, rng, progress=lambda *t: told.append(t)) as epochs:
+
+    def progress(event: Event) -> None:
+        told.append((event.stage, event.done, event.total))
+
+    with image_epochs(backbone, images, torch.arange(12), config, rng, progress=progress) as epochs:
         for epoch in epochs:
             list(epoch)
     assert told == [("training", done, 24) for done in (8, 12, 20, 24)]

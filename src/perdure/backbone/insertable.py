@@ -51,6 +51,20 @@ class Insertable(nn.Module):
         """Whether anything in it may still be trained."""
         return any(p.requires_grad for p in self.parameters())
 
+    def holds(self, parameters: Iterable[nn.Parameter], *, stem: bool = False) -> bool:
+        """Whether any of ``parameters`` is one of its own, or of what is inserted; or, with ``stem``, of its stem.
+
+        Args:
+            parameters: of anything.
+            stem: ask for the patch embedding alone, and for what is inserted there.
+        """
+        parts: list[nn.Module] = [self]
+        if stem:
+            patched = [i for i in self._inserted() if any(name.startswith("patch_embed") for name in i.names)]
+            parts = [self.model.patch_embed, *patched]
+        own = {id(p) for part in parts for p in part.parameters()}
+        return any(id(p) in own for p in parameters)
+
     def view(self) -> Self:
         """A backbone with the same weights, not copied: modules inserted there do not change this one.
 

@@ -31,7 +31,7 @@ from perdure.data import LabelledImages
 from perdure.data.datasets import cache_dir
 from perdure.errors import ConfigError, NonFiniteError, StorageError
 from perdure.memory.shelf import RECORD, Features, SegmentWriter, ShelfIndex, writing
-from perdure.types import Progress, no_progress
+from perdure.types import Event, Progress, no_progress
 
 SEGMENT_BYTES = 1 << 28
 
@@ -160,7 +160,7 @@ class FeatureStore:
 
     def _fill(self, kind: _Kind, data: LabelledImages, missing: np.ndarray, label: str) -> None:
         done, keys = 0, data.keys
-        self.progress(label, 0, len(missing))
+        self.progress(Event(label, 0, len(missing)))
         try:
             writer = SegmentWriter(self._segment(kind))
             for positions, inputs in kind.batches(data, missing):
@@ -170,7 +170,7 @@ class FeatureStore:
                     raise NonFiniteError(data.name(int(positions[int(error.image)]))) from None
                 writer.append(keys[positions], rows.cpu().numpy())
                 done += len(positions)
-                self.progress(label, done, len(missing))
+                self.progress(Event(label, done, len(missing)))
         except BaseException:
             self._mine.pop(kind.shelf, None)  # its last row may be cut short: never append to it again
             raise

@@ -1,11 +1,9 @@
 """What every method is: it learns one task at a time, scores images, and its learned attributes are its checkpoint.
 
 An author writes ``_learn`` and ``_scores`` of a :class:`Method`, or ``_learn_features`` and ``_scores_from_features``
-of a :class:`FeatureMethod`, and nothing else.
-
-Two rules make interrupted work harmless: attributes that end in ``_`` are learned and are the whole state; and a
-learned tensor is replaced, never changed in place, so that a task which fails half way is undone by putting the old
-references back.
+of a :class:`FeatureMethod`, and nothing else. Two rules make interrupted work harmless: attributes that end in ``_``
+are learned and are the whole state; and a learned tensor is replaced, never changed in place, so that a task which
+fails half way is undone by putting the old references back.
 """
 
 from __future__ import annotations
@@ -27,6 +25,7 @@ from perdure.data import LabelledImages, Task
 from perdure.errors import CheckpointError, NotFittedError, ShapeError, StreamError
 from perdure.memory import Features, FeatureStore
 from perdure.registry import Registry
+from perdure.types import Event
 
 C = TypeVar("C", bound=MethodConfig)
 State = dict[str, Any]
@@ -143,7 +142,7 @@ class Method(abc.ABC, Generic[C]):
         """
         self._require_fitted("scores_of")
         for done, images in data.batches(self.backbone.preprocess, self._test_batch):
-            self.store.progress("testing", int(done[-1]) + 1, len(data))
+            self.store.progress(Event("testing", int(done[-1]) + 1, len(data)))
             with torch.no_grad():
                 yield self._scores(images)
 

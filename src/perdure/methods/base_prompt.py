@@ -32,6 +32,7 @@ from perdure.modules.augment import random_crop_flip
 from perdure.modules.heads import GrowingLinear, linear_scores
 from perdure.modules.losses import masked_cross_entropy
 from perdure.train.loop import scaled_lr, shuffled, train
+from perdure.types import Event
 
 MIN_BATCHES = 4
 
@@ -173,7 +174,7 @@ class PromptMethod(Method[P]):
             embedded, queries = views(positions, rng)
             yield PromptBatch(embedded, queries, columns[positions.to(columns.device)])
             done += len(positions)
-            self.store.progress("learning prompts", done, self.config.epochs * n)
+            self.store.progress(Event("learning prompts", done, self.config.epochs * n))
 
     def _batches(self, order: Int[Tensor, " n"]) -> list[Tensor]:
         """An epoch's positions by batch.
@@ -211,7 +212,7 @@ class PromptMethod(Method[P]):
             with torch.no_grad():
                 scores = self._score(embedded, None if queries is None else queries[positions])
             done += len(positions)
-            self.store.progress("testing", done, len(data))
+            self.store.progress(Event("testing", done, len(data)))
             if order is None:
                 yield scores
             else:

@@ -32,6 +32,7 @@ from perdure.methods.base import Method, Tags, methods
 from perdure.modules.augment import random_crop_flip
 from perdure.modules.heads import GrowingLinear, linear_scores
 from perdure.train.loop import train
+from perdure.types import Event
 
 
 class FinetuneConfig(MethodConfig):
@@ -94,7 +95,7 @@ class Finetune(Method[FinetuneConfig]):
         order = torch.randperm(len(task.train), generator=rng).numpy()
         for positions, images in task.train.batches(self.backbone.preprocess, c.batch_size, order):
             done += len(positions)
-            self.store.progress("fine-tuning", done, c.epochs * len(task.train))
+            self.store.progress(Event("fine-tuning", done, c.epochs * len(task.train)))
             augmented = random_crop_flip(images, rng, min_scale=c.min_scale)
             yield _Batch(augmented, self.columns(task.train.labels[positions]))
 

@@ -43,6 +43,7 @@ from perdure.modules.cosine_head import CosineHead
 from perdure.modules.gaussians import add_class_counts, add_class_sums
 from perdure.modules.heads import GrowingLinear, cosine_scores
 from perdure.train.loop import ScheduleName
+from perdure.types import Event
 
 PROMPTS = 2**32 - 1  # the generator of the prompts' initial values; tasks use their index
 APER: dict[str, Any] = {
@@ -190,7 +191,7 @@ class VPT(PromptMethod[VPTConfig]):
                 features = self.backbone.in_batches(self._test_features, embedded, known).cpu()
             self.sums_ = add_class_sums(self.sums_, columns[rows], features, width)
             self.counts_ = add_class_counts(self.counts_, columns[rows], width)
-            self.store.progress("class means", int(rows[-1]) + 1, len(task.train))
+            self.store.progress(Event("class means", int(rows[-1]) + 1, len(task.train)))
 
     def _new_head(self) -> None:
         head: Any = CosineHead if self.config.head == "cosine" else GrowingLinear

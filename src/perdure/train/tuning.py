@@ -28,7 +28,7 @@ from perdure.modules.cosine_head import CosineHead
 from perdure.modules.ssf import ScaleShift
 from perdure.train.loop import OptimizerName, ScheduleName, shuffled, train
 from perdure.train.schedule import ScheduledConfig
-from perdure.types import Progress, no_progress
+from perdure.types import Event, Progress, no_progress
 
 Variant = Literal["finetune", "vpt_shallow", "vpt_deep", "ssf", "adapter"]
 
@@ -126,7 +126,7 @@ def image_epochs(
                     images = random_crop_flip(images, rng, min_scale=c.min_scale, flip=c.flip)
             yield ImageBatch(images, tokens, columns[positions].to(backbone.device))
             done += len(positions)
-            progress("training", done, c.epochs * n)
+            progress(Event("training", done, c.epochs * n))
 
     none = contextlib.nullcontext(torch.empty(0))
     with data.decoded(view) if stored is None else none as pixels:

@@ -1,0 +1,207 @@
+"""Where a training's batches come from: a task's images, in the cheapest form that will do."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses as dc
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from perdure.backbone import Backbone
+from perdure.data import LabelledImages
+from perdure.data.preprocess import Preprocess
+from perdure.errors import ConfigError, DataError
+from perdure.memory import Features, FeatureStore
+from perdure.modules.augment import random_crop_flip, random_window_flip
+from perdure.train.settings import Augment, ImageTraining, Training
+
+MIN_BATCHES = 4
+NONE = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+P = TypeVar("P")
+B = TypeVar("B", covariant=True)
+
+
+class Source(Protocol[P, B]):
+    """What a session trains on.
+
+    ``plan`` draws an epoch, ``batch`` makes one of its batches: an epoch that was left can be gone on with, for the
+    plan drawn again from the same generator is the same.
+    """
+
+    def open(self) -> contextlib.AbstractContextManager[object]:
+        """Entered for as long as the session trains."""
+        ...
+
+    def plan(self, rng: torch.Generator) -> Sequence[P]:
+        """What each batch of the next epoch is made from."""
+        ...
+
+    def batch(self, plan: P, rng: torch.Generator) -> B:
+        """One batch."""
+        ...
+
+
+@dc.dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """One training batch, in the cheapest form that holds what the training needs."""
+
+    positions: Int[Tensor, " b"]  # of the images
+    columns: Int[Tensor, " b"]  # on the backbone's device
+    images: UInt8[Tensor, "_b 3 s s"]  # augmented; none where one of the next two is there
+    tokens: Float[Tensor, "b n d"] | None  # the input of block 0, where no view changes it
+    rows: Float[Tensor, "b d"] | None  # pooled features, where nothing of the backbone learns either
+
+    def features(self, backbone: Backbone) -> Float[Tensor, "b d"]:
+        """Pooled features, with gradient where something in ``backbone`` learns."""
+        if self.rows is not None:
+            return self.rows
+        if self.tokens is not None:
+            return backbone.pool(backbone.walk(self.tokens))
+        return backbone.embed(self.images)
+
+    def embedded(self, backbone: Backbone) -> Float[Tensor, "b n d"]:
+        """The input of block 0, without gradient: what prompts are laid beside."""
+        if self.tokens is not None:
+            return self.tokens
+        with torch.no_grad():
+            return backbone.embed_tokens(self.images)
+
+
+class TaskImages:
+    """The batches of a task's images.
+
+    What does not change from epoch to epoch comes from the store: pooled features where nothing of the backbone learns,
+    the output of a stem that is a network itself where that stem stands still. All else is decoded once.
+
+    Args:
+        backbone: whose eval view, size and device they are for.
+        data: the task's images.
+        columns: of their classes.
+        config: batch size, order, augmentation.
+        store: of features.
+        learned: every parameter that the training changes.
+        prompted: whether tokens are needed, because prompts pass beside them.
+
+    Raises:
+        ConfigError: if images are to be resized to less than the backbone's size.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        data: LabelledImages,
+        columns: Int[Tensor, " n"],
+        config: ImageTraining,
+        store: FeatureStore,
+        learned: Iterable[nn.Parameter],
+        *,
+        prompted: bool = False,
+    ) -> None:
+        self.backbone, self.data, self.columns, self.config = backbone, data, columns, config
+        self._view, self._pixels = _training_view(backbone.preprocess, config.augment), NONE
+        self._rows: Features | None = None
+        self._tokens: Features | None = None
+        if not config.augment.changes_views:
+            learned = list(learned)
+            if not prompted and not backbone.holds(learned):
+                self._rows = store.features(backbone, self.data, label="train features")
+            elif backbone.has_stem and not backbone.holds(learned, stem=True):
+                self._tokens = store.patches(backbone, self.data)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """The images are decoded while it is entered, if they are needed.
+
+        Raises:
+            StorageError: if the temporary directory cannot hold the decoded images.
+            DataError: naming the image, if one cannot be read.
+        """
+        if self._rows is not None or self._tokens is not None:
+            yield
+            return
+        with self.data.decoded(self._view) as self._pixels:
+            yield
+        self._pixels = NONE
+
+    def plan(self, rng: torch.Generator) -> list[Tensor]:
+        """Each batch's positions."""
+        return planned(len(self.data), self.config, rng)
+
+    def batch(self, plan: Int[Tensor, " b"], rng: torch.Generator) -> Batch:
+        """One batch."""
+        device, images, tokens, rows = self.backbone.device, self._pixels[:0], None, None
+        if self._rows is not None:
+            rows = self._rows[plan.numpy()].to(device)
+        elif self._tokens is not None:
+            tokens = self._tokens[plan.numpy()].view(-1, *self.backbone.tokens_shape).to(device)
+        else:
+            images = self._augmented(self._pixels[plan].to(device), rng)
+        return Batch(plan, self.columns[plan].to(device), images, tokens, rows)
+
+    def _augmented(self, images: UInt8[Tensor, "b 3 h w"], rng: torch.Generator) -> UInt8[Tensor, "b 3 s s"]:
+        how = self.config.augment
+        if how.resize is not None:
+            return random_window_flip(images, rng, side=self.backbone.preprocess.image_size, flip=how.flip)
+        if how.changes_views:
+            return random_crop_flip(images, rng, min_scale=how.min_scale, flip=how.flip)
+        return images
+
+
+class Rows:
+    """Batches of positions alone, for a training on rows that the caller holds.
+
+    Args:
+        n: how many.
+        config: batch size and order.
+    """
+
+    def __init__(self, n: int, config: Training) -> None:
+        self.n, self.config = n, config
+
+    def open(self) -> contextlib.AbstractContextManager[object]:
+        """Nothing to prepare."""
+        return contextlib.nullcontext()
+
+    def plan(self, rng: torch.Generator) -> list[Tensor]:
+        """Each batch's positions."""
+        return planned(self.n, self.config, rng)
+
+    def batch(self, plan: Int[Tensor, " b"], rng: torch.Generator) -> Int[Tensor, " b"]:
+        """The positions."""
+        return plan
+
+
+def planned(n: int, config: Training, rng: torch.Generator) -> list[Tensor]:
+    """An epoch's positions by batch.
+
+    Args:
+        n: how many positions there are.
+        config: batch size, whether to shuffle, what to do with a last, smaller batch.
+        rng: a CPU generator.
+
+    Raises:
+        DataError: if ``drop_last`` leaves nothing.
+    """
+    order = torch.randperm(n, generator=rng) if config.shuffle else torch.arange(n)
+    parts = list(order.split(config.batch_size))
+    few = config.drop_last == "never" or (config.drop_last == "from_4_batches" and len(parts) < MIN_BATCHES)
+    if few or len(parts[-1]) == config.batch_size:
+        return parts
+    if len(parts) == 1:
+        hint = "Set train.drop_last=never or a smaller train.batch_size"
+        raise DataError("train", "task", f"of {config.batch_size} images or more", n, hint)
+    return parts[:-1]
+
+
+def _training_view(view: Preprocess, augment: Augment) -> Preprocess:
+    """What images are decoded to before they are augmented."""
+    if augment.resize is None:
+        return view
+    if augment.resize < view.image_size:
+        must_be, hint = f"at least the backbone's {view.image_size}", "Raise train.augment.resize, or leave it out"
+        raise ConfigError("train", "augment.resize", must_be, augment.resize, hint)
+    return dc.replace(view, image_size=augment.resize, crop_mode="squash", crop_pct=1.0)

@@ -1,0 +1,227 @@
+"""The training session: what it draws, what it changes, and that it goes on from any step with the same bits."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from perdure import Backbone, FeatureStore
+from perdure.data import LabelledImages
+from perdure.data.synthetic import synthetic_dataset
+from perdure.errors import CheckpointError, DataError, TrainingError
+from perdure.modules.adapter import Adapter
+from perdure.modules.heads import GrowingLinear
+from perdure.train.batches import Batch, Rows, TaskImages
+from perdure.train.session import Session, on_images
+from perdure.train.settings import Augment, ImageTraining, Milestone, Training
+from perdure.types import Event
+
+STILL = Augment(min_scale=1.0, flip=False)
+
+
+@pytest.fixture
+def images() -> LabelledImages:
+    return synthetic_dataset([0, 1], train_per_class=6, test_per_class=1).train
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def head(dim: int) -> GrowingLinear:
+    made = GrowingLinear(dim)
+    made.grow(2, rng(5))
+    return made
+
+
+def adapted(backbone: Backbone) -> tuple[Backbone, nn.Module]:
+    view, draw = backbone.view(), rng(1)
+    part = view.insert("mlp", lambda site: Adapter(site.n_in, 2, draw)).requires_grad_(False)
+    return view, part
+
+
+def session_on(
+    view: Backbone, part: nn.Module, top: GrowingLinear, images: LabelledImages, store: FeatureStore, **settings: Any
+) -> tuple[Session[Batch], Any]:
+    config = ImageTraining(**{"lr": 0.1, "epochs": 3, "batch_size": 5, **settings})
+    session = on_images(
+        view, images, torch.tensor(images.labels), config, rng(2), store,
+        fast=[part], slow=top.parameters(), slow_factor=0.5, stage="adapter",
+    )  # fmt: skip
+    return session, lambda batch: F.cross_entropy(top(batch.features(view)), batch.columns)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 8, 9])
+def test_it_goes_on_from_any_step_with_the_same_bits(
+    backbone: Backbone, images: LabelledImages, store: FeatureStore, stop: int
+) -> None:
+    """Nine steps in three epochs; crops, flips, dropout and momentum all have a past."""
+    view, part = adapted(backbone)
+    top = head(backbone.dim)
+    first = copy.deepcopy((part.state_dict(), top.state_dict()))
+    session, loss = session_on(view, part, top, images, store)
+    progress: dict[str, Any] = {}
+    for step in session.steps(loss):
+        if step == stop:
+            progress = session.state_dict()
+    straight = copy.deepcopy((part.state_dict(), top.state_dict()))
+    assert session.step == session.n_steps == 9
+
+    part.load_state_dict(first[0])
+    top.load_state_dict(first[1])
+    again, loss = session_on(view, part, top, images, store)
+    again.load_state_dict(progress)
+    assert [*again.steps(loss)] == list(range(stop + 1, 10))
+    for was, now in zip(straight, (part.state_dict(), top.state_dict()), strict=True):
+        assert all(torch.equal(was[key], now[key]) for key in was)
+    assert not torch.equal(straight[1]["weight"], first[1]["weight"])
+
+
+def test_progress_of_another_stage_or_of_other_parts_is_refused(
+    backbone: Backbone, images: LabelledImages, store: FeatureStore
+) -> None:
+    view, part = adapted(backbone)
+    session, _ = session_on(view, part, head(backbone.dim), images, store)
+    good = session.state_dict()
+    for bad in ({"stage": "head"}, {"learned": good["learned"][:-1]}):
+        with pytest.raises(CheckpointError, match=r"Session: progress must be of \('adapter', .*, but got "):
+            session.load_state_dict({**good, **bad})
+    assert session.state_dict()["step"] == 0
+
+
+def test_hooks_are_called_in_their_place(backbone: Backbone, images: LabelledImages, store: FeatureStore) -> None:
+    view, part = adapted(backbone)
+    session, loss = session_on(view, part, head(backbone.dim), images, store, epochs=2, batch_size=8, clip_norm=1e-9)
+    heard: list[tuple[str, int, int]] = []
+    norms: list[float] = []
+
+    def tell(what: str) -> Any:
+        return lambda: heard.append((what, session.epoch, session.step))
+
+    def after_backward() -> None:
+        tell("gradients")()
+        norms.append(max(float(p.grad.norm()) for p in session.learned if p.grad is not None))
+
+    session.run(loss, before_epoch=tell("epoch"), after_backward=after_backward, after_step=tell("step"))
+    assert heard == [
+        ("epoch", 0, 0), ("gradients", 0, 0), ("step", 0, 1), ("gradients", 0, 1), ("step", 0, 2),
+        ("epoch", 1, 2), ("gradients", 1, 2), ("step", 1, 3), ("gradients", 1, 3), ("step", 1, 4),
+    ]  # fmt: skip
+    assert min(norms) > 1e-6, "not clipped yet"
+
+
+def test_events_tell_loss_rates_and_place(backbone: Backbone, images: LabelledImages, tmp_path: Path) -> None:
+    heard: list[Event] = []
+    view, part = adapted(backbone)
+    store = FeatureStore(tmp_path / "heard", progress=heard.append)
+    schedule = Milestone(milestone=1)
+    session, loss = session_on(view, part, head(backbone.dim), images, store, epochs=2, batch_size=8, schedule=schedule)
+    values: list[float] = []
+
+    def told(batch: Batch) -> Tensor:
+        values.append((value := loss(batch)).item())
+        return value
+
+    session.run(told)
+    assert [(e.stage, e.done, e.total) for e in heard] == [("adapter", i, 4) for i in (1, 2, 3, 4)]
+    assert [e.loss for e in heard] == values
+    assert [e.rates for e in heard] == [pytest.approx(r) for r in [(0.1, 0.05)] * 2 + [(0.01, 0.005)] * 2]
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(backbone: Backbone, images: LabelledImages, store: FeatureStore) -> None:
+    """Without dropout and with still views the gradient of a batch is the weighted sum of its parts'."""
+    learned = []
+    for accumulate in (1, 3):
+        top = head(backbone.dim)
+        config = ImageTraining(lr=0.1, epochs=2, batch_size=8, accumulate=accumulate, augment=STILL)
+        session = on_images(backbone, images, torch.tensor(images.labels), config, rng(), store, fast=top.parameters())
+        sizes: list[int] = []
+
+        def loss(batch: Batch, top: GrowingLinear = top, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(len(batch.columns))
+            return F.cross_entropy(top(batch.features(backbone)), batch.columns)
+
+        session.run(loss)
+        assert sizes == ([8, 4] * 2 if accumulate == 1 else [3, 3, 2, 2, 1, 1] * 2)
+        learned.append(top.weight.detach())
+    torch.testing.assert_close(learned[0], learned[1], atol=1e-6, rtol=0)
+
+
+def test_what_stands_still_comes_from_the_store(
+    backbone: Backbone, images: LabelledImages, store: FeatureStore
+) -> None:
+    """A head alone needs a pass per image, however many epochs; views that change need one per image and epoch."""
+    columns, passes = torch.tensor(images.labels), []
+    for augment in (STILL, Augment()):
+        top, before = head(backbone.dim), backbone.passes.images
+        config = ImageTraining(lr=0.1, epochs=3, batch_size=8, augment=augment)
+        session = on_images(backbone, images, columns, config, rng(), store, fast=top.parameters())
+        session.run(lambda batch, top=top: F.cross_entropy(top(batch.features(backbone)), batch.columns))
+        passes.append(backbone.passes.images - before)
+    assert passes == [12, 36]
+
+
+def test_modules_learn_with_dropout_and_are_frozen_afterwards_even_if_training_fails(
+    backbone: Backbone, images: LabelledImages, store: FeatureStore
+) -> None:
+    view, part = adapted(backbone)
+    session, _ = session_on(view, part, head(backbone.dim), images, store)
+    adapters = [m for m in part.modules() if isinstance(m, Adapter)]
+
+    def loss(batch: Batch) -> Tensor:
+        assert {id(a.dropout_rng) for a in adapters} == {id(session.dropout)}
+        assert all(p.requires_grad for p in part.parameters())
+        return torch.tensor(float("nan"))
+
+    with pytest.raises(TrainingError, match=r"train: loss must be finite, but got nan\. Lower lr, now 0\.1"):
+        session.run(loss)
+    assert [a.dropout_rng for a in adapters] == [None] * len(adapters)
+    assert not any(p.requires_grad for p in part.parameters())
+    assert all(p.grad is None for p in session.learned)
+
+
+def test_rows_are_planned_by_position() -> None:
+    config = Training(lr=0.1, epochs=1, batch_size=3)
+    rows, draw = Rows(7, config), rng()
+    plans = rows.plan(draw)
+    assert [len(p) for p in plans] == [3, 3, 1]
+    assert torch.cat(plans).tolist() == torch.randperm(7, generator=rng()).tolist()
+    assert all(rows.batch(p, draw) is p for p in plans)
+    in_order = Rows(7, Training(lr=0.1, epochs=1, batch_size=3, shuffle=False)).plan(draw)
+    assert torch.cat(in_order).tolist() == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("drop_last", "n", "sizes"),
+    [
+        ("never", 7, [3, 3, 1]), ("always", 7, [3, 3]), ("always", 6, [3, 3]), ("from_4_batches", 7, [3, 3, 1]),
+        ("from_4_batches", 10, [3, 3, 3]), ("from_4_batches", 2, [2]),
+    ],
+)  # fmt: skip
+def test_a_last_batch_may_be_left_out(drop_last: Any, n: int, sizes: list[int]) -> None:
+    config = Training(lr=0.1, epochs=1, batch_size=3, drop_last=drop_last)
+    assert [len(p) for p in Rows(n, config).plan(rng())] == sizes
+
+
+def test_an_epoch_of_nothing_is_refused() -> None:
+    config = Training(lr=0.1, epochs=1, batch_size=3, drop_last="always")
+    with pytest.raises(DataError, match=r"task must be of 3 images or more, but got 2\. Set train\.drop_last=never"):
+        Rows(2, config).plan(rng())
+
+
+def test_images_are_decoded_only_while_they_are_needed(
+    backbone: Backbone, images: LabelledImages, store: FeatureStore
+) -> None:
+    config = ImageTraining(lr=1, epochs=1, batch_size=4)
+    source = TaskImages(backbone, images, torch.tensor(images.labels), config, store, list(backbone.parameters()))
+    with source.open():
+        batch = source.batch(torch.tensor([0, 3]), rng())
+        assert batch.images.shape == (2, 3, 160, 160)
+        assert batch.embedded(backbone).shape == (2, *backbone.tokens_shape)
+    assert not len(source._pixels)
