@@ -27,6 +27,10 @@ from perdure.errors import RecipeError
 from perdure.run import Results, read_results
 from perdure.run.recipe import Recipe, load_recipe
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from old_settings import in_sections
+
 FIGURES = ("last_accuracy", "average_incremental_accuracy", "forgetting")
 SEEDS = (1993, 1994, 1995)
 
@@ -122,7 +126,11 @@ class Comparison:
 
 
 def _same(recorded: dict[str, Any], recipe: Recipe) -> bool:
-    """Whether a recorded recipe is this one; a setting that it does not name is at its default."""
+    """Whether a recorded recipe is this one; a setting that it does not name is at its default.
+
+    One in the form of before there were sections is valid: no number has moved since. Its settings are put in theirs.
+    """
     with contextlib.suppress(RecipeError):
-        return Recipe.from_values(recorded).values() == recipe.values()
+        sections = {**recorded, "method": in_sections(recorded["method"])}
+        return Recipe.from_values(sections).values() == recipe.values()
     return False

@@ -1,9 +1,10 @@
 """What adapting to the first task gains by that task's size: APER with first tasks of few, half and all classes.
 
     python benchmarks/explain_first_session.py [--bases 10 51 101] [--variants adapter vpt_shallow]
-    python benchmarks/explain_first_session.py --variants vpt_shallow --bases 10 --set lr=1e-9 --name untrained
+    python benchmarks/explain_first_session.py --variants vpt_shallow --bases 10
+        --set adapt.train.lr=1e-9 --name untrained
     python benchmarks/explain_first_session.py --data cifar10 --variants finetune_lite0 --bases 2 --order 1994
-        --set lr=0.01 --name "lr 0.01"
+        --set adapt.train.lr=0.01 --name "lr 0.01"
 
 Everything else is the recipe's (recipes/DATA/aper_VARIANT_default.yaml; aper_VARIANT.yaml for VARIANT_lite0). Per first
 task: last accuracy with [frozen; adapted] features (the method), with the frozen half alone (SimpleCIL) and
@@ -47,7 +48,7 @@ def row(data: str, variant: str, base: int, order: int, overrides: list[str]) ->
     labels = torch.cat([method.columns(test.labels) for test in tests])
     f = {
         "frozen": torch.cat([store.features(method.backbone, test)[:] for test in tests]),
-        "adapted": torch.cat([store.features(method.adapted, test)[:] for test in tests]),
+        "adapted": torch.cat([store.features(method.first.backbone, test)[:] for test in tests]),
     }
     d, p, own = method.backbone.dim, method.prototypes, labels < base
     means = {"frozen": p[:, :d], "adapted": p[:, d:]}

@@ -63,7 +63,7 @@ def search(name: str, grid: dict[str, list], stream: Stream, backbone: Backbone)
     kind, rows = methods.get(name), []
     for values in itertools.product(*grid.values()):
         setting = dict(zip(grid, values, strict=True))
-        method, start = kind(backbone, kind.Config(**setting), store=FeatureStore()), time.perf_counter()
+        method, start = kind(backbone, kind.Config(train=setting), store=FeatureStore()), time.perf_counter()
         matrix = learned(method, stream)
         row = {
             **setting,

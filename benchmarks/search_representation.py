@@ -29,37 +29,46 @@ import numpy as np
 from search_baselines import held_out_stream, learned
 
 from perdure import Backbone, FeatureStore, methods, tune_allocator
+from perdure.config import MethodConfig, laid_over
 from perdure.eval import accuracy_over_samples
 from perdure.run.summary import machine, now, versions
 
 RESULTS = Path(__file__).parent / "results" / "search_representation.json"
-STILL = {"batch_size": 16, "min_scale": 1.0, "flip": False}  # views that do not change: a stem's output is stored
+# views that do not change: a stem's output is stored
+STILL = {"batch_size": 16, "augment": {"min_scale": 1.0, "flip": False}}
 RATES: dict[str, list[Any]] = {"lr": [0.05, 0.2, 1.0], "epochs": [5, 20]}
 FINE: dict[str, list[Any]] = {"lr": [0.0001, 0.001, 0.01], "epochs": [5, 20]}  # of all weights
 FACTORS: dict[str, list[Any]] = {"lr": [0.001, 0.01, 0.05, 0.2, 1.0], "epochs": [5, 20]}
 BOTH = ("default", "efficientnet_lite0")
 SEARCHES: dict[str, tuple[str, dict[str, Any], dict[str, list[Any]]]] = {
     "simplecil": ("simplecil", {}, {}),
-    "aper_finetune": ("aper", {"variant": "finetune", "batch_size": 16}, FINE),
-    "aper_vpt_shallow": ("aper", {"variant": "vpt_shallow", **STILL}, RATES),
-    "aper_vpt_deep": ("aper", {"variant": "vpt_deep", **STILL}, RATES),
-    "aper_ssf": ("aper", {"variant": "ssf", **STILL}, FACTORS),
-    "aper_adapter": ("aper", {"variant": "adapter", **STILL}, RATES),
+    "aper_finetune": ("aper", {"adapt": {"variant": "finetune", "train": {"batch_size": 16}}}, FINE),
+    "aper_vpt_shallow": ("aper", {"adapt": {"variant": "vpt_shallow", "train": STILL}}, RATES),
+    "aper_vpt_deep": ("aper", {"adapt": {"variant": "vpt_deep", "train": STILL}}, RATES),
+    "aper_ssf": ("aper", {"adapt": {"variant": "ssf", "train": STILL}}, FACTORS),
+    "aper_adapter": ("aper", {"adapt": {"variant": "adapter", "train": STILL}}, RATES),
     "ranpac": ("ranpac", {"projection_dim": 2000}, {}),
     "ranpac_ssf": (
         "ranpac",
-        {"projection_dim": 2000, "adapt": "ssf", "epochs": 5, **STILL},
+        {"projection_dim": 2000, "adapt": {"variant": "ssf", "train": {"epochs": 5, **STILL}}},
         {"lr": [0.001, 0.01, 0.05]},
     ),
     "fecam": ("fecam", {}, {"shrink_diagonal": [1.0, 3.0, 10.0, 30.0], "shrink_off_diagonal": [0.0, 1.0]}),
-    "slca": ("slca", {"batch_size": 16, "epochs": 10, "milestone": 9}, {"lr": [0.01, 0.1], "slow": [0.001, 0.01, 0.1]}),
-    "ease": ("ease", STILL, RATES),
+    "slca": (
+        "slca",
+        {"train": {"batch_size": 16, "epochs": 10, "schedule": {"name": "milestone", "milestone": 9}}},
+        {"lr": [0.01, 0.1], "slow": [0.001, 0.01, 0.1]},
+    ),
+    "ease": ("ease", {"adapter": {"train": STILL}}, RATES),
     "mos": (
         "mos",
-        {**STILL, "epochs": 10},
+        {"adapter": {"train": {**STILL, "epochs": 10}}},
         {"lr": [0.05, 0.2, 1.0], "head_lr": [0.1, 1.0], "align_lr": [0.005, 0.05]},
     ),
 }
+TRAIN = dict.fromkeys(("aper", "ranpac"), "adapt.train") | dict.fromkeys(("ease", "mos"), "adapter.train")
+TRAIN["slca"] = "train"
+"""Where a method has the rate and epochs that are searched."""
 CNN = ("simplecil", "aper_finetune", "aper_ssf", "ranpac", "ranpac_ssf", "fecam", "slca")
 
 
@@ -72,16 +81,27 @@ def settings(variant: str) -> list[dict[str, Any]]:
     return points
 
 
+def config(variant: str, setting: dict[str, Any]) -> MethodConfig:
+    """The method's configuration at one point of a variant's grid."""
+    name, values, _ = SEARCHES[variant]
+    places = {"align_lr": "align.lr"} | {key: f"{TRAIN.get(name)}.{key}" for key in ("lr", "epochs")}
+    for key, value in setting.items():
+        for part in reversed(places.get(key, key).split(".")):
+            value = {part: value}
+        values = laid_over(values, value)
+    made: MethodConfig = methods.get(name).Config(**values)
+    return made
+
+
 def score(
     cut: dict[str, Any], orders: list[int], backbone: str, variant: str, setting: dict[str, Any]
 ) -> dict[str, Any]:
     """One setting's row: accuracy on held-out images after every task, over all classes so far, and seconds."""
     tune_allocator()
     model = Backbone.load(backbone)
-    name, common, _ = SEARCHES[variant]
-    kind, seen, start = methods.get(name), [], time.perf_counter()
+    kind, seen, start = methods.get(SEARCHES[variant][0]), [], time.perf_counter()
     for order in orders:
-        method = kind(model, kind.Config(**common, **setting), store=FeatureStore())
+        method = kind(model, config(variant, setting), store=FeatureStore())
         seen.append(accuracy_over_samples(learned(method, held_out_stream(**cut, order=order))))
     row = {**setting, "accuracy": [round(float(a), 4) for a in np.mean(seen, axis=0)]}
     if len(orders) > 1:

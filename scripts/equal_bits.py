@@ -29,43 +29,68 @@ from torch import Tensor
 
 from perdure.backbone import Backbone
 from perdure.checks.subject import small_stream
-from perdure.config import load
+from perdure.config import laid_over, load
 from perdure.errors import BackboneError, DataError
 from perdure.memory import FeatureStore
 from perdure.methods import methods
 
 FILE = Path("benchmarks/results/equal_bits.json")
-STILL: dict[str, Any] = {"min_scale": 1.0, "flip": False}
+STILL: dict[str, Any] = {"augment": {"min_scale": 1.0, "flip": False}}
+OTHER: dict[str, Any] = {
+    "optimizer": "adam", "schedule": {"name": "milestone", "milestone": 1}, "epochs": 2, "clip_norm": 0.5
+}  # fmt: skip
+DECAY = {"name": "adam", "weight_decay": 5e-4}  # as the default optimiser has it, where a kind starts anew
+ADAPTED = {"adam, milestone": {"train": {**OTHER, "optimizer": DECAY}}, "still views": {"train": STILL}}
+TRAINED = {"adam, milestone": {"train": OTHER}, "still views": {"train": STILL}}
 TRAINING: dict[str, dict[str, Any]] = {
     "adam, milestone": {"optimizer": "adam", "schedule": "milestone", "milestone": 1, "epochs": 2, "clip_norm": 0.5},
-    "still views": STILL,
+    "still views": {"min_scale": 1.0, "flip": False},
 }
+DEEP = {"variant": "vpt_deep", "train": {"epochs": 1, "batch_size": 8}}
+PHASE = {"rank": 4, "train": {"epochs": 1}}
+
+
+def inside(section: str, branches: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same branches, their settings in a section."""
+    return {name: {section: settings} for name, settings in branches.items()}
+
+
 BRANCHES: dict[str, dict[str, dict[str, Any]]] = {
-    "aper": {v: {"variant": v} for v in ("finetune", "vpt_shallow", "vpt_deep", "ssf")}
-    | {"zero prompts": {"variant": "vpt_deep", "prompt_init": "zeros", **STILL}, "resize": {"resize": 256}, **TRAINING},
+    "aper": inside("adapt", {
+        **{v: {"variant": v, "train": DEEP["train"]} for v in ("finetune", "vpt_shallow", "vpt_deep", "ssf")},
+        "zero prompts": {**DEEP, "prompt_init": "zeros", "train": {**DEEP["train"], **STILL}},
+        "resize": {"train": {"augment": {"resize": 256}}}, **ADAPTED,
+    }),
     "ranpac": {
-        "adapter": {"adapt": "adapter", "epochs": 1, "rank": 4}, "cumulative": {"ridge": "cumulative"},
+        "adapter": {"adapt": {"variant": "adapter", **PHASE}}, "cumulative": {"ridge": "cumulative"},
         "fixed": {"ridge": "fixed", "ridge_value": 10.0}, "no projection": {"projection_dim": 0},
-        "ssf, cosine": {"adapt": "ssf", "epochs": 1, "head": "cosine", **STILL},
+        "ssf, cosine": {"adapt": {"variant": "ssf", "train": {"epochs": 1, **STILL}}, "head": "cosine"},
     },
     "fecam": {
-        "adapter": {"adapt": "adapter", "epochs": 1, "rank": 4, **TRAINING["adam, milestone"]},
+        "adapter": {"adapt": {"variant": "adapter", "rank": 4, **ADAPTED["adam, milestone"]}},
         "tukey": {"features": "tukey", "shrink_diagonal": 3.0, "shrink_off_diagonal": 3.0},
-        "released": {"covariance": "common_released", "returning": "half"}, "pilot": {"preset": "pilot", "epochs": 1},
+        "released": {"covariance": "common_released", "returning": "half"},
+        "pilot": {"preset": "pilot", "adapt": {"train": {"epochs": 1}}},
         "common": {"covariance": "common", "normalise": "none", "log_determinant": True, "features": "raw"},
     },
     "slca": {
-        "paper": {"reset_final_norm": True, "resize": 256, "clip_norm": 1.0}, "no alignment": {"align_epochs": 0},
-        "plain logits": {"tau": 0.0, "optimizer": "adamw", "schedule": "cosine", **STILL},
+        "paper": {"reset_final_norm": True, "train": {"augment": {"resize": 256}, "clip_norm": 1.0}},
+        "no alignment": {"align": "none"},
+        "plain logits": {
+            "align": {"tau": 0.0},
+            "train": {"optimizer": {"name": "adamw", "weight_decay": 5e-4}, "schedule": "cosine", **STILL},
+        },
     },
-    "ease": {"paper": {"reweight": "paper", "beta": 0.5, "sim_temperature": 0.5}, **TRAINING},
+    "ease": {
+        "paper": {"reweight": "paper", "beta": 0.5, "sim_temperature": 0.5}, **inside("adapter", ADAPTED),
+    },
     "mos": {
         "centroids": {"gaussian": "centroids"}, "variance": {"gaussian": "variance", "merge_every": "epoch"},
-        "at the end": {"merge_every": "task_end", "ensemble": False, "align_epochs": 0}, **TRAINING,
+        "at the end": {"merge_every": "task_end", "ensemble": False, "align": "none"}, **inside("adapter", ADAPTED),
     },
     "mos_release": {"variance": {"gaussian": "variance"}},
-    "finetune": {"longer": {"epochs": 2, "min_scale": 0.2, "clip_norm": 0.5}},
-    "joint": {"longer": {"epochs": 5, "lr": 0.01}},
+    "finetune": {"longer": {"train": {"epochs": 2, "clip_norm": 0.5, "augment": {"min_scale": 0.2}}}},
+    "joint": {"longer": {"train": {"epochs": 5, "lr": 0.01}}},
     "vpt": {
         "first task": {"mode": "first_task"}, "shallow": {"variant": "shallow", "pool": "prompt"},
         "cosine": {"head": "cosine", "pool": "patch+prompt"}, "pilot": {"preset": "pilot_deep", "epochs": 1},
@@ -129,7 +154,7 @@ def fitted(name: str, backbone: Backbone, settings: Mapping[str, Any]) -> dict[s
     """The hashes of one method's state and scores after two tasks."""
     kind, stream = methods.get(name), small_stream((2, 2))
     with tempfile.TemporaryDirectory() as folder:
-        config = load(kind.Config, {**kind.tags.small, **settings})
+        config = load(kind.Config, laid_over(kind.tags.small, settings))
         method = kind(backbone, config, seed=3, store=FeatureStore(Path(folder)))
         for task in stream:
             method.fit_task(task)

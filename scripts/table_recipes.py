@@ -45,9 +45,9 @@ NOTES = {
     "table:mutants": "No recipe: `make mutants`.",
     "table:first-session": (
         "Recipes: `recipes/caltech101/aper_VARIANT_default.yaml` with `-s stream.tasks=null`, "
-        "`-s stream.increment=10` and `-s stream.base=CLASSES`; *untrained* with `-s method.lr=1e-9`, *lr 1, 20 "
-        "epochs* with `-s method.lr=1` and `-s method.epochs=20`. `finetune_lite0`: "
-        "`recipes/cifar10/aper_finetune.yaml` with `-s stream.order_seed=1994` and `-s method.lr=LR`."
+        "`-s stream.increment=10` and `-s stream.base=CLASSES`; *untrained* with `-s method.adapt.train.lr=1e-9`, "
+        "*lr 1, 20 epochs* with `-s method.adapt.train.lr=1` and `-s method.adapt.train.epochs=20`. `finetune_lite0`: "
+        "`recipes/cifar10/aper_finetune.yaml` with `-s stream.order_seed=1994` and `-s method.adapt.train.lr=LR`."
     ),
 }
 """DATA, METHOD, VARIANT, ORDER, CLASSES and LR stand for what the row, or the column, says."""
@@ -61,7 +61,8 @@ class Run:
         row: the row's first cell.
         recipe: the path of its recipe.
         overrides: what ``-s`` changes, ``section.key=value``.
-        recorded: the settings kept with its result, by section; all of them or some.
+        recorded: the settings kept with its result, by section; all of them or some. A method's are flat where they
+            were kept before it had sections.
     """
 
     row: str

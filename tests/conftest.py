@@ -17,6 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is: test processes that shar
 hold("perdure")  # every call in a test keeps to the shapes its signature tells
 
 from perdure import Backbone, FeatureStore  # noqa: E402
+from plugins import install  # noqa: E402, F401
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -19,11 +19,12 @@ import yaml
 from PIL import Image
 
 from perdure import cli
-from perdure.backbone import BUILT_IN
+from perdure.backbone import backbones
 from perdure.checks import CheckResult
 from perdure.data import LabelledImages
 from perdure.methods import methods
 from perdure.run import Results, Runner, load_recipe, read_results
+from plugins import Install
 
 TINY = [
     "-s", "stream.data=synthetic", "-s", "stream.tasks=3", "-s", "backbone.name=test_vit",
@@ -89,11 +90,71 @@ def test_ls_names_everything(perdure: Call, tmp_path: Path) -> None:
     code, text, _ = perdure("ls")
     assert text.endswith(f"Recipes (perdure run FILE)\n  recipes/{ODD}.yaml\n")
     assert code == 0
-    for name in (*methods.names(), *BUILT_IN, "fashion-mnist", "digits", "root/<domain>/<class>/"):
+    for name in (*methods.names(), *backbones.names(), "fashion-mnist", "digits", "root/<domain>/<class>/"):
         assert name in text
     assert "fashion-mnist" not in perdure("ls", "methods")[1]
     cells = [re.split(r"\s*[│┃]\s*", line)[1:-1] for line in perdure("ls", "backbones")[1].splitlines()]
-    assert {row[0] for row in cells if row and row[-1] == "offline"} == set(BUILT_IN)
+    assert {row[0] for row in cells if row and row[-1] == "offline"} == set(backbones.names())
+
+
+PLUGIN = """
+from perdure.backbone import backbones
+from perdure.methods import register
+from perdure.methods.simplecil import SimpleCIL
+from tiny_vit import tiny
+
+@register("quiet")
+class Quiet(SimpleCIL):
+    pass
+
+@backbones.register("tiny_far")
+def load_far():
+    return tiny().model, tiny().preprocess
+"""
+
+
+@pytest.mark.filterwarnings("always::perdure.registry.PluginWarning")
+def test_plugins_are_listed_shown_and_named_where_they_are_broken(perdure: Call, install: Install) -> None:
+    install("perdure-far", {"perdure.methods": {"quiet": "perdure_far"}}, PLUGIN)
+    bad = {"perdure.methods": {"bad_method": "perdure_bad"}, "perdure.backbones": {"bad_backbone": "perdure_bad"}}
+    install("perdure-bad", bad, "raise OSError('no disk')")
+    _, text, warned = perdure("ls")
+    for kind in ("method", "backbone"):
+        assert f"warning: {kind} plug-in 'bad_{kind}' of perdure-bad 1.0 failed to load and is left out: OSE" in warned
+    cells = [re.split(r"\s*[│┃]\s*", line)[1:-1] for line in text.splitlines()]
+    assert ["tiny_far", "", "plug-in"] in cells
+    assert "quiet" in {row[0] for row in cells if row}
+    assert "8 features per image" in perdure("show", "tiny_far")[1]
+    assert "preset" in perdure("show", "quiet")[1]
+    for command in (["show", "bad_method"], ["show", "bad_backbone"], ["check", "bad_method"]):
+        code, _, error = perdure(*command)
+        assert code == 2
+        assert "Mend or uninstall perdure-bad 1.0, whose loading failed (OSError: no disk)" in error
+    assert perdure("show", "simplecil")[0] == 0
+
+
+def test_a_method_from_a_file_is_run_shown_and_checked(
+    perdure: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        '"""Mine: class means under another name.\n\nSource: none.\n"""\n'
+        "from perdure.methods.simplecil import SimpleCIL\n\n\nclass Mine(SimpleCIL):\n    pass\n"
+    )
+    named = ["-s", "method.name=./mine.py:Mine"]
+    code, text, error = perdure("run", *TINY, *named)
+    assert code == 0, error
+    assert text.endswith("-s backbone.device=cpu -s method.name=./mine.py:Mine\n")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert perdure("report", str(folder))[0] == 0
+    assert perdure("run", *TINY, *named)[1] == text, "a finished run is told again"
+    code, _, error = perdure("run", str(folder / "recipe.yaml"))
+    assert code == 2
+    assert "only a -s typed on the command line may name one" in error
+    assert "class means under another name" in perdure("show", "./mine.py:Mine")[1]
+    checked: list[str] = []
+    monkeypatch.setattr(cli, "check_method", lambda kind, on_result: checked.append(kind.__name__) or [])
+    assert perdure("check", "./mine.py:Mine")[0] == 0
+    assert checked == ["Mine"]
 
 
 def test_figures_stand_to_the_right_and_words_to_the_left(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +174,7 @@ def test_show_explains_methods_data_backbones_and_recipes(perdure: Call, tmp_pat
     for fact in ("192 features per image", "EfficientNet-Lite0 up to its fifth stage", "licence", "sha256"):
         assert fact in shown
     (tmp_path / "r.yaml").write_text("stream: {data: synthetic, tasks: 2}\nmethod: {name: joint}\n")
-    assert "epochs: 4" in perdure("show", "r.yaml", "-s", "method.epochs=4")[1]
+    assert "epochs: 4" in perdure("show", "r.yaml", "-s", "method.train.epochs=4")[1]
     folder = f"./{'a_long_name_' * 20}"
     (tmp_path / folder).mkdir()
     assert yaml.safe_load(perdure("show", "r.yaml", "-s", f"stream.data={folder}")[1])["stream"]["data"] == folder
@@ -292,13 +353,13 @@ BAD_REQUESTS = {
     "unknown method": (["-s", "method.name=simplecill"], "Did you mean 'simplecil'"),
     "unknown data": (["-s", "method.name=joint", "-s", "stream.data=digit"], "Did you mean 'digits'"),
     "unknown backbone": (["-s", "method.name=joint", "-s", "backbone.name=test_vitt"], "Did you mean 'test_vit'"),
-    "unknown key": (["-s", "method.name=joint", "-s", "method.epoch=3"], "Did you mean 'epochs'"),
+    "unknown key": (["-s", "method.name=joint", "-s", "method.train.epoch=3"], "Did you mean 'epochs'"),
     "unknown section": (["-s", "method.name=joint", "-s", "streem.tasks=3"], "Did you mean 'stream'"),
     "missing folder": (["-s", "method.name=joint", "-s", "stream.data=./nowhere"], "./nowhere"),
     "empty folder": (["-s", "method.name=joint", "-s", "stream.data=empty"], "one sub-folder per class"),
     "fewer classes than tasks": (["-s", "method.name=joint", "-s", "stream.tasks=7"], "got 7"),
-    "negative number": (["-s", "method.name=joint", "-s", "method.lr=-1"], "'-1'"),
-    "not a number": (["-s", "method.name=joint", "-s", "method.lr=nan"], "'nan'"),
+    "negative number": (["-s", "method.name=joint", "-s", "method.train.lr=-1"], "'-1'"),
+    "not a number": (["-s", "method.name=joint", "-s", "method.train.lr=nan"], "'nan'"),
     "unknown device": (["-s", "method.name=joint", "-s", "backbone.device=gpu9"], "gpu9"),
     "no recipe file": (["nowhere.yaml"], "nowhere.yaml"),
 }

@@ -170,7 +170,8 @@ class Inner(Config):
 
 class Sectioned(MethodConfig):
     presets: ClassVar = {
-        "paper": {"train": {"epochs": 9, "pace": {"name": "slow", "patience": 7}}, "top": {"name": "slow"}}
+        "paper": {"train": {"epochs": 9, "pace": {"name": "slow", "patience": 7}}, "top": {"name": "slow"}},
+        "even": {"train": {"pace": {"decay": 9}}},
     }
 
     train: Inner = Inner(batch=32, pace=Fast(decay=0.25))
@@ -194,9 +195,13 @@ class Sectioned(MethodConfig):
         ),
         (
             {"preset": "paper", "train": {"pace": "fast"}, "top": "none"},
-            Inner(epochs=9, batch=32, pace=Fast(decay=0.25)), None,
+            Inner(epochs=9, batch=32, pace=Fast()), None,
         ),
+        ({"preset": "even", "train": {"pace": "slow"}}, Inner(batch=32, pace=Slow()), None),
+        ({"preset": "even", "train": {"pace": "fast"}}, Inner(batch=32, pace=Fast(decay=9)), None),
         ({"preset": "paper", "top": None}, Inner(epochs=9, batch=32, pace=Slow(patience=7)), None),
+        ({"top": {"": "slow", "rate": 4}}, Inner(batch=32, pace=Fast(decay=0.25)), Slow(rate=4)),
+        ({"train": {"pace": {"": "slow", "rate": 4}}}, Inner(batch=32, pace=Slow(rate=4)), None),
         ({"top": "fast"}, Inner(batch=32, pace=Fast(decay=0.25)), Fast()),
         ({"train": Inner(), "top": Slow(rate=4)}, Inner(), Slow(rate=4)),
     ],
@@ -219,7 +224,7 @@ def test_sections_are_laid_over_defaults_and_presets_key_by_key(given: dict[str,
         ({"train": 3}, r"train must be a valid dictionary or instance of Inner, but got 3"),
         ({"epochs": 3}, r"key must be one of its fields, but got 'epochs'\. Write it as train\.epochs\."),
         ({"train_batch": 3}, r"but got 'train_batch'\. Write it as train\.batch\."),
-        ({"rate": 3}, r"but got 'rate'\. Write it as top\.rate or train\.pace\.rate\."),
+        ({"rate": 3}, r"but got 'rate'\. Write it as train\.pace\.rate\."),
         ({"select_eval": "instance"}, r"but got 'select_eval'\. Write it as vote\."),
         ({"beta1": 0.9}, r"but got 'beta1'\. Known: preset, top, train, vote\."),
     ],

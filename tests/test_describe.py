@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field
 
 from perdure.config import Config, MethodConfig
-from perdure.describe import notes, purpose, setting_rows
+from perdure.describe import described, notes, purpose, setting_rows
 from perdure.methods import Tags
 
 
@@ -75,3 +75,10 @@ def test_a_purpose_is_the_first_line_without_its_name_and_markup() -> None:
         """
 
     assert purpose(Documented) == "a slow learner."
+
+
+def test_what_says_nothing_has_no_purpose_and_a_module_without_a_docstring_is_not_asked() -> None:
+    silent = type("Silent", (), {"__module__": "collections_of_nothing", "__doc__": None})
+    assert described(silent) is silent
+    assert purpose(silent) == ""
+    assert purpose(described(purpose)).startswith("What the command line tells")

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +13,8 @@ import pytest
 
 from perdure import registry as registry_module
 from perdure.errors import ConfigError, UnknownNameError
-from perdure.registry import Registry
+from perdure.registry import PluginWarning, Registry
+from plugins import Install
 
 
 @pytest.fixture
@@ -67,18 +71,64 @@ def test_modules_of_the_package_are_imported_on_first_use(plugins: str) -> None:
     assert f"{plugins}.none" in sys.modules
 
 
-def test_entry_points_of_other_distributions_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    things: Registry[int] = Registry("thing", group="perdure.things")
-    asked: list[str] = []
+@pytest.fixture
+def things(monkeypatch: pytest.MonkeyPatch) -> Registry[int]:
+    """A registry with a thing of its own, which plug-ins find as ``some_house.things``."""
+    found: Registry[int] = Registry("thing", group="perdure.things")
+    found.register("near")(1)
+    monkeypatch.setitem(sys.modules, "some_house", SimpleNamespace(things=found))  # type: ignore[arg-type]
+    return found
 
-    def entry_points(group: str) -> list[SimpleNamespace]:
-        asked.append(group)
-        return [SimpleNamespace(load=lambda: things.register("far")(7))]
 
-    monkeypatch.setattr(registry_module, "entry_points", entry_points)
-    assert things.names() == ["far"]
+FAR = "from some_house import things\nthings.register('far')(7)\n"
+
+
+def test_entry_points_of_other_distributions_are_loaded(things: Registry[int], install: Install) -> None:
+    install("perdure-far", {"perdure.things": {"far": "perdure_far"}, "perdure.others": {"x": "nowhere"}}, FAR, "2.5")
+    assert things.names() == ["far", "near"]
     assert things.get("far") == 7
-    assert asked == ["perdure.things"]
+    assert things.plugins() == {"perdure-far": "2.5"}
+    assert things.broken() == []
+
+
+BROKEN = {
+    "ImportError: no module of mine": "raise ImportError('no module of mine')",
+    "SystemExit: 3": "import sys; sys.exit(3)",
+    "ZeroDivisionError": "from some_house import things; things.register('half', 'h')(1); raise ZeroDivisionError",
+    "ConfigError: thing registry: name must be unused": "from some_house import things; things.register('near')(8)",
+    "AttributeError: module 'perdure_bad' has no attribute 'Bad'": "",
+}
+
+
+@pytest.mark.parametrize("told", BROKEN)
+def test_a_broken_plugin_is_named_and_costs_nothing_else(told: str, things: Registry[int], install: Install) -> None:
+    install("perdure-far", {"perdure.things": {"far": "perdure_far"}}, FAR)
+    point = "perdure_bad:Bad" if told.startswith("Attribute") else "perdure_bad"
+    install("perdure-bad", {"perdure.things": {"bad": point}}, BROKEN[told], "0.3")
+    pattern = f"thing plug-in 'bad' of perdure-bad 0.3 failed to load and is left out: {re.escape(told)}"
+    with pytest.warns(PluginWarning, match=pattern) as warned:
+        assert things.names() == ["far", "near"]
+    assert len(warned) == 1
+    assert things.get("near") == 1
+    assert things.plugins() == {"perdure-far": "1.0"}
+    assert things.broken() == ["bad"]
+    assert things.aliases() == {}
+    assert "bad" not in things
+    with pytest.raises(
+        UnknownNameError, match=rf"got 'bad'\. Mend .*perdure-bad 0\.3, .*\({re.escape(told)}"
+    ) as caught:
+        things.get("bad")
+    assert type(caught.value.__cause__).__name__ == told.partition(":")[0]
+    with pytest.raises(UnknownNameError, match=r"'half'\. Known: far, near\."):
+        things.get("half")
+
+
+def test_a_plugin_without_a_distribution_is_named_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    things: Registry[int] = Registry("thing", group="perdure.things")
+    points = [EntryPoint("good", "json", "perdure.things"), EntryPoint("bad", "nowhere_at_all", "perdure.things")]
+    monkeypatch.setattr(registry_module, "entry_points", lambda group: points)
+    with pytest.warns(PluginWarning, match="'bad' of an unnamed distribution failed"):
+        assert things.plugins() == {}
 
 
 def test_a_module_that_cannot_be_imported_says_so_every_time(plugins: str) -> None:
@@ -130,3 +180,18 @@ def test_a_second_thread_waits_until_all_is_discovered(monkeypatch: pytest.Monke
             second.result(timeout=0.2)
         go_on.set()
         assert first.result(10) == second.result(10) == ["late"]
+
+
+def test_the_package_of_methods_is_their_registry_too() -> None:
+    done = subprocess.run([sys.executable, "-c", AS_A_PACKAGE], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["RanPAC", "True", "False", "aper"], done.stderr
+
+
+AS_A_PACKAGE = """
+import perdure
+import perdure.methods.ranpac
+print(perdure.methods.ranpac.RanPAC.__name__, "adam" in perdure.methods, "nobody" in perdure.methods)
+assert perdure.methods.get("ranpac") is perdure.methods.ranpac.RanPAC and "ranpac" in perdure.methods.names()
+assert perdure.methods.register("ranpac")(perdure.methods.ranpac.RanPAC) is perdure.methods.get("ranpac")
+print(perdure.methods.aliases()["adam"])
+"""

@@ -9,11 +9,12 @@
 8
 """
 
+from perdure import methods
 from perdure.backbone import Backbone
 from perdure.data import Stream, Task, load_stream
 from perdure.errors import PerdureError
 from perdure.memory import FeatureStore
-from perdure.methods import FeatureMethod, Method, methods
+from perdure.methods import FeatureMethod, Method
 from perdure.train.runtime import tune_allocator
 
 __version__ = "0.1.0"

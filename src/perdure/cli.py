@@ -18,17 +18,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from perdure import __version__
-from perdure.backbone import BUILT_IN, Backbone
+from perdure.backbone import Backbone, backbones
 from perdure.backbone.default import WEIGHTS, read_weights
 from perdure.checks import CheckResult, check_method
 from perdure.config import Config
 from perdure.data.datasets import datasets
 from perdure.data.doctor import check_folder
-from perdure.describe import notes, purpose, setting_rows
+from perdure.describe import described, notes, purpose, setting_rows
 from perdure.errors import PerdureError, UnknownNameError, did_you_mean
 from perdure.memory import FeatureStore
 from perdure.methods import methods
 from perdure.run import Results, Runner, load_recipe
+from perdure.run.method_file import names_file, typed_method
 from perdure.run.recipe import BackboneConfig, StreamConfig
 from perdure.run.report import accuracy_table, write_report
 from perdure.run.selection import selection_sentence
@@ -56,15 +57,15 @@ Overrides = Annotated[
 def list_names(
     what: Annotated[Literal["all", "methods", "backbones", "data", "recipes"], typer.Argument()] = "all",
 ) -> None:
-    """List methods, built-in backbones, data sets and the recipes under ./recipes."""
+    """List methods, backbones, data sets and the recipes under ./recipes."""
     if what in ("all", "methods"):
-        rows = [
-            (name, purpose(sys.modules[methods.get(name).__module__]), notes(methods.get(name).tags))
-            for name in methods.names()
-        ]
+        kinds = {name: methods.get(name) for name in methods.names()}
+        rows = [(name, purpose(described(kind)), notes(kind.tags)) for name, kind in kinds.items()]
         _print_table("Methods", ("name", "what it does", "notes"), rows)
     if what in ("all", "backbones"):
-        rows = [(name, purpose(sys.modules[loader.__module__]), "offline") for name, loader in BUILT_IN.items()]
+        loaders = {name: backbones.get(name) for name in backbones.names()}
+        whose = {name: "offline" if f.__module__.startswith("perdure.") else "plug-in" for name, f in loaders.items()}
+        rows = [(name, purpose(described(load)), whose[name]) for name, load in loaders.items()]
         rows.append(("any timm model", "by its full tag, e.g. vit_base_patch16_224.augreg_in21k", "hub or a file"))
         _print_table("Backbones", ("name", "what it is", "weights"), rows)
     if what in ("all", "data"):
@@ -85,28 +86,28 @@ def show(
     """Explain a method with all its settings, a backbone, a data set, or a recipe with every default written out."""
     if Path(name).suffix in (".yaml", ".yml"):
         _print_line(yaml.safe_dump(load_recipe(Path(name), overrides or []).values(), sort_keys=False).rstrip())
-    elif name in methods:
-        kind = methods.get(name)
-        out.print(escape(inspect.getdoc(sys.modules[kind.__module__]) or ""))
+    elif name in methods or names_file(name):
+        kind, _ = typed_method(name)
+        out.print(escape(inspect.getdoc(described(kind)) or ""))
         _print_settings(
             f"Settings (-s method.KEY=VALUE; presets: {', '.join(kind.Config.presets) or 'none'})", kind.Config
         )
     elif name in datasets:
         out.print(escape(inspect.getdoc(datasets.get(name)) or ""))
         _print_settings("Settings (-s stream.KEY=VALUE)", StreamConfig)
-    elif name in BUILT_IN or "." in name or "_" in name:
-        pretrained = name in BUILT_IN
-        backbone = Backbone.load(name, pretrained=pretrained)
+    elif name in methods.broken():
+        methods.get(name)  # says why it is not there
+    elif name in backbones or name in backbones.broken() or "." in name or "_" in name:
+        backbone = Backbone.load(name, pretrained=name in backbones)
         n = sum(p.numel() for p in backbone.parameters())
-        out.print(
-            escape(inspect.getdoc(sys.modules[BUILT_IN[name].__module__]) or "") if pretrained else f"timm's {name}"
-        )
+        told = inspect.getdoc(described(backbones.get(name))) or "" if name in backbones else f"timm's {name}"
+        out.print(escape(told))
         out.print(f"\n{n:,} parameters, {backbone.dim} features per image\n{backbone.preprocess}", highlight=False)
         if name == "default":
             _print_table("Its weights", ("fact", ""), list(read_weights(WEIGHTS)[1].items()))
         _print_settings("Settings (-s backbone.KEY=VALUE)", BackboneConfig)
     else:
-        hint = did_you_mean(name, [*methods.names(), *datasets.names(), *BUILT_IN], methods.aliases())
+        hint = did_you_mean(name, [*methods.names(), *datasets.names(), *backbones.names()], methods.aliases())
         raise UnknownNameError("perdure show", "name", "a method, backbone, data set or recipe", name, hint)
 
 
@@ -144,14 +145,14 @@ def report(
 
 
 @app.command()
-def check(name: Annotated[str, typer.Argument(help="A method's name.")]) -> None:
+def check(name: Annotated[str, typer.Argument(help="A method's name, or FILE.py:Class.")]) -> None:
     """Hold a method to every common check; exit code 1 if one fails."""
 
     def tell(result: CheckResult) -> None:
         mark = "[green]ok[/]  " if result.ok else "[red]FAIL[/]"
         out.print(f"{mark} {result.seconds:6.2f} s  {result.name}  [dim]{escape(result.note)}[/]", soft_wrap=True)
 
-    results = check_method(methods.get(name), on_result=tell)
+    results = check_method(typed_method(name)[0], on_result=tell)
     failed = sum(not r.ok for r in results)
     out.print(f"{len(results) - failed} of {len(results)} checks passed")
     raise typer.Exit(1 if failed else 0)

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 from perdure.errors import ConfigError, RecipeError, did_you_mean
 
 KINDS = ("name", "variant")  # the keys that tell which kind a section is
+KIND = ""  # stands for that key where a section's kind was given as text and other keys of it follow
 MOVED = {  # settings of before there were sections, whose names are others now
     "align_batch": "align.batch_size", "amsgrad": "train.optimizer", "beta1": "train.optimizer",
     "beta2": "train.optimizer", "eval_batch": "vote.batch_size", "eval_order": "vote.order", "select_eval": "vote",
@@ -45,9 +46,11 @@ class Config(BaseModel):
         if not isinstance(values, Mapping):
             return values
         preset = values.get("preset", "default")
-        known = isinstance(preset, str) and preset in cls.presets
-        changed = laid_over(cls.presets[preset], values) if known else values
-        return {name: _of_section(cls.model_fields.get(name), value) for name, value in changed.items()}
+        under = cls.presets[preset] if isinstance(preset, str) and preset in cls.presets else {}
+        given = {name: cls.model_fields[name] for name in (*under, *values) if name in cls.model_fields}
+        start = {name: field.default for name, field in given.items() if isinstance(field.default, Config)}
+        changed = laid_over(laid_over(start, under), values)
+        return {name: _of_section(given[name], value) if name in given else value for name, value in changed.items()}
 
 
 class MethodConfig(Config):
@@ -84,22 +87,24 @@ def laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _of_section(field: FieldInfo | None, value: Any) -> Any:
-    """A value for a field: laid over the field's default, if that is a section."""
-    if field is None or isinstance(value, Config):
-        return value
-    if value == "none" and type(None) in get_args(field.annotation):
+def _of_section(field: FieldInfo, value: Any) -> Any:
+    """A value for a field: ``none`` switches an optional section off, and a section may be given by its kind alone."""
+    if isinstance(value, str) and value == "none" and type(None) in get_args(field.annotation):
         return None
-    if isinstance(field.default, Config):
-        return laid_over({"": field.default}, {"": value})[""]
-    kind = field.discriminator
-    return {kind: value} if isinstance(kind, str) and isinstance(value, str) else value
+    return _of_kind(value, field.discriminator if isinstance(field.discriminator, str) else None)
 
 
 def _named(value: Any, below: Mapping[str, Any]) -> Any:
-    """A section given by its kind alone, as a mapping."""
-    kind = next((k for k in KINDS if k in below), None)
-    return {kind: value} if kind and isinstance(value, str) and value != "none" else value
+    """A section given by its kind, as a mapping."""
+    return _of_kind(value, next((k for k in KINDS if k in below), None)) if value != "none" else value
+
+
+def _of_kind(value: Any, key: str | None) -> Any:
+    if key and isinstance(value, str):
+        return {key: value}
+    if isinstance(value, Mapping) and KIND in value:
+        return {key or KINDS[0]: value[KIND], **{k: v for k, v in value.items() if k != KIND}}
+    return value
 
 
 def sections(model: type[BaseModel]) -> dict[str, list[type[BaseModel]]]:
@@ -210,6 +215,7 @@ def _where_it_belongs(path: str, model: type[BaseModel], kinds: list[type[BaseMo
     if path in every:
         return f"Another kind of {path.rpartition('.')[0]} has it. {did_you_mean(key, known)}"
     elsewhere = [p for p in every if key in (p.rpartition(".")[2], p.replace(".", "_"))]
+    elsewhere = [p for p in elsewhere if "train." in p] or elsewhere
     if not elsewhere and key in MOVED and any(p.startswith(MOVED[key]) for p in every):
         elsewhere = [MOVED[key]]
     return f"Write it as {' or '.join(elsewhere)}" if elsewhere and "." not in path else did_you_mean(key, known)

@@ -91,7 +91,13 @@ def notes(tags: Tags) -> str:
     return ", ".join(note for note, holds in told.items() if holds)
 
 
+def described(thing: Any) -> Any:
+    """What says what a registered class or function is: its module, or the thing itself where that says nothing."""
+    module = inspect.getmodule(thing)
+    return module if inspect.getdoc(module) else thing
+
+
 def purpose(documented: Any) -> str:
-    """A docstring's first line, without the markup and the name it may start with."""
-    first = (inspect.getdoc(documented) or "").splitlines()[0].replace("``", "")
+    """A docstring's first line, without the markup and the name it may start with; nothing where there is none."""
+    first = next(iter((inspect.getdoc(documented) or "").splitlines()), "").replace("``", "")
     return re.sub(r"^\w+: ", "", first)

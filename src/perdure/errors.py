@@ -134,6 +134,11 @@ def did_you_mean(word: str, known: Iterable[str], aliases: Mapping[str, str] | N
     return f"Did you mean {' or '.join(close)}? {everything}" if close else everything
 
 
+def told(error: BaseException) -> str:
+    """Anybody's error in one line: its kind, and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
+
+
 def _likeness(word: str, name: str) -> float:
     """0 to 1: how alike two names are, or a name's beginning and a word, so that long names are found too."""
     word, name = word.lower(), name.lower()

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from perdure import Backbone
-from perdure.backbone import BUILT_IN, lite0
+from perdure.backbone import backbones, lite0
 from perdure.backbone.lite0 import load_lite0
 from perdure.data import Preprocess
 from perdure.errors import BackboneError, ConfigError, NonFiniteError, ShapeError, UnknownNameError
@@ -207,7 +207,7 @@ def test_lite0_knows_imagenet(shared_data: Path) -> None:
 
 
 def test_lite0_without_its_weights_is_random() -> None:
-    assert "efficientnet_lite0" in BUILT_IN
+    assert "efficientnet_lite0" in backbones
     given, drawn = Backbone.load("efficientnet_lite0", device="cpu"), random_backbone("efficientnet_lite0")
     assert drawn.dim == 1280
     assert not torch.equal(given.model.conv_stem.weight, drawn.model.conv_stem.weight)

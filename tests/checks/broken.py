@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from perdure.config import MethodConfig
+from perdure.config import Config, MethodConfig
+from perdure.memory import Exemplars
 from perdure.methods import FeatureMethod, Method, Tags
 
 
@@ -28,9 +30,8 @@ class Means(FeatureMethod[MeansConfig]):
     Config = MeansConfig
     tags: ClassVar = Tags(split_invariant=True)
 
-    def __init__(self, backbone: Any, config: Any = None, **rest: Any) -> None:
-        super().__init__(backbone, config, **rest)
-        self.sums_ = torch.zeros(0, backbone.dim, dtype=torch.float64)
+    def setup(self) -> None:
+        self.sums_ = torch.zeros(0, self.backbone.dim, dtype=torch.float64)
 
     def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
         self.sums_ = F.pad(self.sums_, (0, 0, 0, len(self.classes_) - len(self.sums_)))
@@ -43,8 +44,8 @@ class Means(FeatureMethod[MeansConfig]):
 class UnsavedAttribute(Means):
     """Keeps its sums under a name that is no part of the state."""
 
-    def __init__(self, *args: Any, **rest: Any) -> None:
-        super().__init__(*args, **rest)
+    def setup(self) -> None:
+        super().setup()
         self.hidden = self.sums_
 
     def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
@@ -82,8 +83,8 @@ class SeedsGlobally(Means):
 class UnseededProjection(Means):
     """A random projection that the seed does not decide."""
 
-    def __init__(self, *args: Any, **rest: Any) -> None:
-        super().__init__(*args, **rest)
+    def setup(self) -> None:
+        super().setup()
         self.projection_ = torch.randn(self.backbone.dim, self.backbone.dim, dtype=torch.float64)
 
     def _scores_from_features(self, features: Tensor) -> Tensor:
@@ -195,9 +196,8 @@ class NoGradientHere(Method[MeansConfig]):
 
     Config = MeansConfig
 
-    def __init__(self, backbone: Any, config: Any = None, **rest: Any) -> None:
-        super().__init__(backbone, config, **rest)
-        self.sums_ = torch.zeros(0, backbone.dim, dtype=torch.float64)
+    def setup(self) -> None:
+        self.sums_ = torch.zeros(0, self.backbone.dim, dtype=torch.float64)
 
     def _learn(self, task: Any, rng: torch.Generator) -> None:
         sums = F.pad(self.sums_, (0, 0, 0, len(self.classes_) - len(self.sums_)))
@@ -224,19 +224,69 @@ class LaxConfig(Means):
     Config = UnboundedConfig
 
 
+class UnboundedSection(Config):
+    """A number that may be anything, in one of two kinds."""
+
+    name: Literal["lax"] = "lax"
+    share: float = 0.1
+
+
+class BoundedSection(Config):
+    """The other kind."""
+
+    name: Literal["strict"] = "strict"
+    share: float = Field(0.1, ge=0)
+
+
+class InnerConfig(MethodConfig):
+    """A section of two kinds."""
+
+    inner: BoundedSection | UnboundedSection | None = Field(None, discriminator="name")
+
+
+class LaxSection(Means):
+    """Accepts a negative share in a section that is not there by default."""
+
+    Config = InnerConfig
+
+
+class OptionalConfig(MethodConfig):
+    """A bound that may be left out, and may be anything."""
+
+    clip_norm: float | None = None
+
+
+class LaxOption(Means):
+    """Accepts a negative bound."""
+
+    Config = OptionalConfig
+
+
+class BelowZeroConfig(MethodConfig):
+    """A number from -2 on."""
+
+    offset: float = Field(0.0, ge=-2)
+
+
+class BelowZero(Means):
+    """Sound: its number may be below zero, and says how far."""
+
+    Config = BelowZeroConfig
+
+
 class LearnsInInit(Means):
     """Knows a class before it saw a task."""
 
-    def __init__(self, *args: Any, **rest: Any) -> None:
-        super().__init__(*args, **rest)
+    def setup(self) -> None:
+        super().setup()
         self.classes_ = [0]
 
 
 class CountsATaskTooMany(Means):
     """Has seen a task before it saw one."""
 
-    def __init__(self, *args: Any, **rest: Any) -> None:
-        super().__init__(*args, **rest)
+    def setup(self) -> None:
+        super().setup()
         self.tasks_seen_ = 1
 
 
@@ -336,7 +386,55 @@ class TakesAnything(Means):
         return self
 
 
+class KeepsExemplars(Means):
+    """Sound: its means are those of the images it keeps."""
+
+    tags: ClassVar = Tags(keeps_data=True)
+
+    def __init__(self, *args: Any, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self.exemplars_ = Exemplars("herding", n_per_class=4)
+
+    def _learn(self, task: Any, rng: torch.Generator) -> None:
+        self.exemplars_.add(task.train, rng, lambda data: self.store.features(self.backbone, data))
+        kept = self.exemplars_.images()
+        self.sums_ = torch.zeros(0, self.backbone.dim, dtype=torch.float64)
+        self._learn_features(self.store.features(self.backbone, kept), self.columns(kept.labels), rng)
+
+
+class KeepsExemplarsUntold(KeepsExemplars):
+    """Does not say so."""
+
+    tags: ClassVar = Tags()
+
+
+class KeepsFeaturesUntold(Means):
+    """Keeps the features of every image, and does not say so."""
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        super()._learn_features(features, columns, rng)
+        self.rows_ = torch.cat([getattr(self, "rows_", self.sums_[:0]), features[:].double()])
+
+
+class KeepsLabelsUntold(Means):
+    """Keeps the labels of every image in a list, and does not say so."""
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        super()._learn_features(features, columns, rng)
+        self.columns_ = {"all": [*getattr(self, "columns_", {"all": []})["all"], *columns.tolist()]}
+
+
+class SaysItKeeps(Means):
+    """Says that it keeps data, and keeps sums."""
+
+    tags: ClassVar = Tags(split_invariant=True, keeps_data=True)
+
+
 FAULTS: dict[type[Method[Any]], str] = {
+    KeepsExemplarsUntold: "check_data_are_kept_if_the_tag_says_so",
+    KeepsFeaturesUntold: "check_data_are_kept_if_the_tag_says_so",
+    KeepsLabelsUntold: "check_data_are_kept_if_the_tag_says_so",
+    SaysItKeeps: "check_data_are_kept_if_the_tag_says_so",
     KeepsItsPass: "check_threads_do_not_matter",
     ForgetsBeforeItLoads: "check_refused_state_changes_nothing",
     LosesMoreThanItsState: "check_refused_state_changes_nothing",
@@ -359,6 +457,8 @@ FAULTS: dict[type[Method[Any]], str] = {
     DividesByZero: "check_odd_tasks_work",
     NoGradientHere: "check_frozen_features_cost_one_pass",
     LaxConfig: "check_config_rejects_bad_numbers",
+    LaxSection: "check_config_rejects_bad_numbers",
+    LaxOption: "check_config_rejects_bad_numbers",
     LearnsInInit: "check_constructor_learns_nothing",
     CountsATaskTooMany: "check_constructor_learns_nothing",
     SwallowsErrors: "check_failed_task_changes_nothing",

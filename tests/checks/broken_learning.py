@@ -65,8 +65,8 @@ class WithHead(Means):
 
     tags: ClassVar = Tags()
 
-    def __init__(self, *args: Any, **rest: Any) -> None:
-        super().__init__(*args, **rest)
+    def setup(self) -> None:
+        super().setup()
         self.head_ = GrowingLinear(self.backbone.dim)
 
     def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import broken
 import broken_learning
 import pytest
-from broken import BatchVote, ForgetsEverything, Means, MutatingPredict, UnsavedAttribute
+from broken import BatchVote, ForgetsEverything, KeepsExemplars, Means, MutatingPredict, UnsavedAttribute
 from broken_learning import FixedRidge, KeepsAnOldAnswer, WithHead
 
 from perdure.checks import CHECKS, Subject, check_method, runner
@@ -38,6 +38,11 @@ def test_a_planted_fault_is_caught(kind: type[Method[Any]]) -> None:
     assert "CheckFailedError: " in result.note or kind in STUMBLES
 
 
+def test_a_number_below_zero_is_fine_where_a_bound_says_so() -> None:
+    (result,) = check_method(broken.BelowZero, only=["check_config_rejects_bad_numbers"])
+    assert result.ok
+
+
 @pytest.mark.parametrize("kind", [BatchVote, KeepsAnOldAnswer, MutatingPredict, UnsavedAttribute])
 def test_checks_that_share_a_fit_catch_what_they_catch_alone(kind: type[Method[Any]]) -> None:
     together = [r.name for r in check_method(kind) if not r.ok]
@@ -55,7 +60,7 @@ def test_a_shared_fit_is_made_anew_once_a_question_has_changed_it(kind: type[Met
     assert (attended(subject) is course) == (kind is Means)
 
 
-@pytest.mark.parametrize("kind", [FixedRidge, Means, WithHead])
+@pytest.mark.parametrize("kind", [FixedRidge, KeepsExemplars, Means, WithHead])
 def test_the_sound_methods_behind_the_faults_pass_everything(kind: type[Method[Any]]) -> None:
     bad = [r for r in check_method(kind) if not r.ok]
     assert bad == []

@@ -16,6 +16,7 @@ from PIL import Image
 
 from perdure.data import ArraySource, FileSource, LabelledImages, Preprocess, images
 from perdure.data.folders import check_files, keys_of
+from perdure.data.images import content_key
 from perdure.errors import DataError, StorageError
 
 VIEW = Preprocess(image_size=16, crop_pct=1.0)
@@ -243,3 +244,44 @@ def test_a_full_disk_is_told_with_what_is_needed(
     assert "set TMPDIR" in told
     assert "File too large" in told
     assert not decoders()
+
+
+def test_joined_images_come_one_set_after_the_other(tmp_path: Path) -> None:
+    files, paths = in_files(tmp_path)
+    array = in_memory(5).subset(np.array([4, 0, 2]))
+    both = array.joined(files.subset(np.array([3, 1])))
+    again = both.joined(array)
+    assert both.keys.tolist() == [*array.keys, files.keys[3], files.keys[1]]
+    assert both.labels.tolist() == [*array.labels, 0, 0]
+    assert [both.name(i) for i in range(5)] == ["noise[4]", "noise[0]", "noise[2]", str(paths[3]), str(paths[1])]
+    assert both.bytes_of(3) == paths[3].read_bytes()
+    assert again.keys.tolist() == [*both.keys, *array.keys]
+    parts = [x for data in (array, files.subset(np.array([3, 1])), array) for _, x in data.batches(VIEW, 8)]
+    assert torch.equal(torch.cat([x for _, x in again.batches(VIEW, 3)]), torch.cat(parts))
+
+
+def test_joining_reads_nothing_and_names_who_cannot_be_read(tmp_path: Path) -> None:
+    files, paths = in_files(tmp_path)
+    for path in paths:
+        path.unlink()
+    both = in_memory(2).joined(files)
+    with pytest.raises(DataError, match="readable") as caught:
+        both.source.read(3)
+    assert str(paths[1]) in str(caught.value)
+    with pytest.raises(DataError, match="readable") as caught:
+        both.bytes_of(4)
+    assert str(paths[2]) in str(caught.value)
+
+
+def test_the_bytes_of_a_file_are_taken_whatever_its_hash_ends_in(tmp_path: Path) -> None:
+    """NumPy drops the zero bytes at the end of a key."""
+    path, n = tmp_path / "file", 0
+    while not content_key(str(n).encode()).endswith(b"\0"):
+        n += 1
+    path.write_text(str(n))
+    source = FileSource([path], keys_of(check_files([path])))
+    assert source.bytes_of(0) == str(n).encode()
+    path.write_text("other")
+    with pytest.raises(DataError, match="unchanged") as caught:
+        source.bytes_of(0)
+    assert str(path) in str(caught.value)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 from perdure import Backbone, FeatureStore, Stream, load_stream
 from perdure.backbone import Insertion
 from perdure.checks import check_method
+from perdure.config import laid_over
 from perdure.data import Task
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
@@ -21,16 +24,30 @@ from perdure.errors import BackboneError
 from perdure.methods.aper import APER, APERConfig
 from perdure.methods.simplecil import SimpleCIL
 from perdure.modules.heads import cosine_scores
-from perdure.train import tuning
-from perdure.train.tuning import Variant
+from perdure.train.adapting import Adaptation
+from perdure.train.session import Session
 
-VARIANTS = get_args(Variant)
-QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "rank": 4, "min_scale": 1.0, "flip": False}
+VARIANTS = [kind.model_fields["variant"].default for kind in get_args(Adaptation)]
+QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "augment": {"min_scale": 1.0, "flip": False}}
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 IDS = [4, 2, 7, 0, 5, 9]
 
 
-def aper(backbone: Backbone, store: FeatureStore, **config: Any) -> APER:
-    return APER(backbone, APERConfig(**{**QUICK, **config}), store=store)
+def of(variant: str) -> dict[str, Any]:
+    """A variant, small if it is an adapter."""
+    return {"variant": variant, **({"rank": 4} if variant == "adapter" else {})}
+
+
+def aper(
+    backbone: Backbone,
+    store: FeatureStore,
+    variant: str = "adapter",
+    *,
+    train: Mapping[str, Any] = NOTHING,
+    **adapt: Any,
+) -> APER:
+    config = APERConfig(adapt={**of(variant), **adapt, "train": laid_over(QUICK, train)})
+    return APER(backbone, config, store=store)
 
 
 def stream(sizes: tuple[int, ...] = (2, 2, 2), order: list[int] = IDS) -> Stream:
@@ -56,7 +73,7 @@ def test_06_the_method_merges_so(backbone: Backbone, store: FeatureStore) -> Non
     tasks = stream()
     method = fitted(aper(backbone, store), tasks)
     x = torch.stack([torch.from_numpy(np.asarray(backbone.preprocess.pixels(tasks.test(0).source.read(0))))])
-    z = torch.cat([backbone.features(x), method.adapted.features(x)], dim=1).double()
+    z = torch.cat([backbone.features(x), method.first.backbone.features(x)], dim=1).double()
     p = method.prototypes
     expected = (z @ p.T) / (z.norm() * p.norm(dim=1))
     assert torch.allclose(method.scores(x).double(), expected, atol=1e-6)
@@ -65,7 +82,7 @@ def test_06_the_method_merges_so(backbone: Backbone, store: FeatureStore) -> Non
 
 def test_07_an_adaptation_to_nothing_is_simplecil(backbone: Backbone, store: FeatureStore) -> None:
     tasks = stream()
-    method = aper(backbone, store, lr=1e-30, weight_decay=0.0)
+    method = aper(backbone, store, train={"lr": 1e-30, "optimizer": {"weight_decay": 0.0}})
     simple = SimpleCIL(backbone, store=store)
     for task in tasks:
         method.fit_task(task)
@@ -95,16 +112,16 @@ def test_08_and_may_come_in_another_order_but_the_first_may_not(backbone: Backbo
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_09_nothing_changes_after_the_first_task(variant: str, backbone: Backbone, store: FeatureStore) -> None:
-    tasks, method = stream(), aper(backbone, store, variant=variant)
+    tasks, method = stream(), aper(backbone, store, variant)
     untrained = hash_of(method.tuned_)
     method.fit_task(tasks[0])
-    before, fingerprint = hash_of(method.tuned_), method.adapted.fingerprint
+    before, fingerprint = hash_of(method.tuned_), method.first.backbone.fingerprint
     assert not all(torch.equal(a, b) for a, b in zip(untrained, before, strict=True))
-    assert not any(p.requires_grad or p.grad is not None for p in method.adapted.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in method.first.backbone.parameters())
     for task in tasks[1:]:
         method.fit_task(task)
     assert all(torch.equal(a, b) for a, b in zip(before, hash_of(method.tuned_), strict=True))
-    assert method.adapted.fingerprint == fingerprint != backbone.fingerprint
+    assert method.first.backbone.fingerprint == fingerprint != backbone.fingerprint
 
 
 def test_10_prototypes_are_free_of_dropout(backbone: Backbone, tmp_path: Path) -> None:
@@ -112,7 +129,8 @@ def test_10_prototypes_are_free_of_dropout(backbone: Backbone, tmp_path: Path) -
     for name in "ab":
         method = fitted(aper(backbone, FeatureStore(tmp_path / name)), stream())
         found.append(method.prototypes)
-        direct = torch.cat([method.adapted.features(x) for _, x in stream()[0].train.batches(backbone.preprocess, 12)])
+        adapted = method.first.backbone
+        direct = torch.cat([adapted.features(x) for _, x in stream()[0].train.batches(backbone.preprocess, 12)])
         columns = method.columns(stream()[0].train.labels)
         assert torch.allclose(method.prototypes[0, 64:].float(), direct[columns == 0].mean(0), atol=1e-5)
     assert torch.equal(*found)
@@ -123,8 +141,8 @@ def test_11_a_method_read_back_after_the_first_task_goes_on_alike(
     variant: str, backbone: Backbone, store: FeatureStore
 ) -> None:
     tasks = stream()
-    straight = aper(backbone, store, variant=variant).fit_task(tasks[0])
-    resumed = aper(backbone, store, variant=variant).load_state_dict(straight.state_dict())
+    straight = aper(backbone, store, variant).fit_task(tasks[0])
+    resumed = aper(backbone, store, variant).load_state_dict(straight.state_dict())
     for method in (straight, resumed):
         for task in tasks[1:]:
             method.fit_task(task)
@@ -137,7 +155,7 @@ def test_11_a_method_read_back_after_the_first_task_goes_on_alike(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_promise_is_kept_by_every_variant(variant: str) -> None:
-    small = dict(APER.tags.small) | {"variant": variant}
+    small = {"adapt": {**of(variant), "train": {"epochs": 1, "batch_size": 8}}}
 
     class Kind(APER):
         __doc__ = APER.__doc__
@@ -151,7 +169,7 @@ def test_every_promise_is_kept_by_every_variant(variant: str) -> None:
 def test_convolutional_networks_adapt_by_scales_and_by_weights(variant: str, store: FeatureStore) -> None:
     backbone = Backbone.load("test_efficientnet", pretrained=False, device="cpu")
     tasks = stream()
-    method = fitted(aper(backbone, store, variant=variant), tasks)
+    method = fitted(aper(backbone, store, variant), tasks)
     assert not torch.equal(method.prototypes[:, : backbone.dim], method.prototypes[:, backbone.dim :])
     assert len(method.predict(tasks.test(2))) == 8
 
@@ -160,7 +178,7 @@ def test_convolutional_networks_adapt_by_scales_and_by_weights(variant: str, sto
 def test_but_an_adapter_is_refused_there_with_the_seats_that_are(variant: str, store: FeatureStore) -> None:
     backbone = Backbone.load("test_resnet", pretrained=False, device="cpu")
     with pytest.raises(BackboneError, match=r"outputs.*convolutions"):
-        aper(backbone, store, variant=variant)
+        aper(backbone, store, variant)
 
 
 def test_the_throw_away_head_starts_at_a_temperature_of_one_and_learns_it(
@@ -168,11 +186,15 @@ def test_the_throw_away_head_starts_at_a_temperature_of_one_and_learns_it(
 ) -> None:
     given: dict[str, Any] = {}
 
-    def spy(loss: object, parameters: Any, epochs: object, **options: Any) -> None:
-        given.update(options, sizes=[p.shape for p in parameters], last=[p.item() for p in parameters if not p.ndim])
+    def spy(session: Session[Any], loss: object) -> None:
+        learned, config, optimizer = session.learned, session.config, session.optimizer
+        [group] = optimizer.param_groups
+        given.update(sizes=[p.shape for p in learned], last=[p.item() for p in learned if not p.ndim])
+        given.update(schedule=config.schedule.name, n_epochs=config.epochs, optimizer=type(optimizer).__name__.lower())
+        given.update(lr=group["peak"], weight_decay=group["weight_decay"])
 
-    monkeypatch.setattr(tuning, "train", spy)
-    aper(backbone, store, epochs=7, lr=0.3, weight_decay=0.1).fit_task(stream()[0])
+    monkeypatch.setattr(Session, "run", spy)
+    aper(backbone, store, train={"epochs": 7, "lr": 0.3, "optimizer": {"weight_decay": 0.1}}).fit_task(stream()[0])
     assert given["last"] == [1.0]
     assert given["sizes"][-2:] == [torch.Size([2, 64]), torch.Size([])]  # two classes, no more; and sigma
     assert {k: given[k] for k in ("lr", "schedule", "n_epochs", "weight_decay", "optimizer")} == {
@@ -182,7 +204,7 @@ def test_the_throw_away_head_starts_at_a_temperature_of_one_and_learns_it(
 
 def test_zero_prompts_stay_equal_and_uniform_ones_differ(backbone: Backbone, store: FeatureStore) -> None:
     for init, alike in (("zeros", True), ("uniform", False)):
-        method = aper(backbone, store, variant="vpt_deep", prompt_init=init, lr=0.5).fit_task(stream()[0])
+        method = aper(backbone, store, "vpt_deep", prompt_init=init, train={"lr": 0.5}).fit_task(stream()[0])
         assert isinstance(method.tuned_, Insertion)
         values = method.tuned_.inserted[0].values
         assert bool((values != 0).any())
@@ -200,7 +222,7 @@ def test_training_is_seeded_whatever_the_global_generator(backbone: Backbone, st
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        method = aper(backbone, store, min_scale=0.5, flip=True).fit_task(stream()[0])
+        method = aper(backbone, store, train={"augment": {"min_scale": 0.5, "flip": True}}).fit_task(stream()[0])
         found.append(hash_of(method.tuned_))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
@@ -210,7 +232,7 @@ def test_a_stem_is_passed_once_where_views_stay(store: FeatureStore) -> None:
     tasks = load_stream("synthetic", tasks=1, train_per_class=2, test_per_class=1)
     seen: list[int] = []
     backbone.model.patch_embed.backbone.register_forward_hook(lambda _, args, out: seen.append(len(args[0])))
-    method = aper(backbone, store, epochs=2)
+    method = aper(backbone, store, train={"epochs": 2})
     method.fit_task(tasks[0])
     n = len(tasks[0].train)
     assert sum(seen) <= 2 * n + 2  # once for frozen features, once for the patches that all else goes on from

@@ -17,14 +17,15 @@ from perdure.errors import BackboneError
 from perdure.methods.aper import APER, APERConfig
 from perdure.methods.ease import EASE, EASEConfig, completed
 from perdure.modules.heads import cosine_scores
-from perdure.train import tuning
+from perdure.train.session import Session
 
 IDS = [4, 2, 7, 0, 5, 9]
-QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "rank": 2, "min_scale": 1.0, "flip": False}
+TRAIN: dict[str, Any] = {"epochs": 1, "batch_size": 8, "augment": {"min_scale": 1.0, "flip": False}}
+QUICK: dict[str, Any] = {"rank": 2, "train": TRAIN}
 
 
 def ease(backbone: Backbone, store: FeatureStore, **config: Any) -> EASE:
-    return EASE(backbone, EASEConfig(**{**QUICK, **config}), store=store)
+    return EASE(backbone, EASEConfig(adapter=QUICK, **config), store=store)
 
 
 def stream(sizes: tuple[int, ...] = (2, 2, 2)) -> Stream:
@@ -64,10 +65,11 @@ def test_01_one_task_is_simplecil_on_its_adapters_features(backbone: Backbone, s
     tasks = stream((3,))
     for alpha in (0.0, 0.1, 5.0):
         method = ease(backbone, store, alpha=alpha).fit_task(tasks[0])
-        features = torch.cat([method.views[0].features(x) for _, x in tasks[0].train.batches(backbone.preprocess, 12)])
+        [view] = method.adapters_.views
+        features = torch.cat([view.features(x) for _, x in tasks[0].train.batches(backbone.preprocess, 12)])
         columns = method.columns(tasks[0].train.labels)
         means = torch.stack([features[columns == c].double().mean(0) for c in range(3)])
-        x = torch.cat([method.views[0].features(x) for _, x in tasks.test(0).batches(backbone.preprocess, 6)])
+        x = torch.cat([view.features(x) for _, x in tasks.test(0).batches(backbone.preprocess, 6)])
         found = torch.cat(list(method.scores_of(tasks.test(0))))
         torch.testing.assert_close(found, cosine_scores(x, means), atol=1e-5, rtol=0)
 
@@ -102,7 +104,7 @@ def test_05_real_prototypes_stay_and_the_rest_is_made(backbone: Backbone, store:
         method.fit_task(task)
         after = method.prototypes
         for slot, b in enumerate(method.slot_tasks_):
-            for k in range(len(method.views)):
+            for k in range(len(method.adapters_.views)):
                 real = method.sums_[k][slot] / method.counts_[slot]
                 assert torch.equal(after[k, slot], real) == (k <= b)
         old = before.shape[1]
@@ -132,20 +134,22 @@ def test_09_one_fresh_adapter_learns_and_older_ones_stand_still(
 ) -> None:
     tasks, method = stream(), ease(backbone, store)
     learned: list[int] = []
-    plain = tuning.train
+    plain = Session.run
 
-    def spy(loss: Any, parameters: Any, epochs: Any, **options: Any) -> None:
-        learned.append(sum(p.numel() for p in parameters))
-        assert all(p.requires_grad for p in parameters)
-        plain(loss, parameters, epochs, **options)
+    def spy(session: Session[Any], loss: Any) -> None:
+        def watched(batch: Any) -> Tensor:
+            assert all(p.requires_grad for p in session.learned)
+            return loss(batch)
 
-    monkeypatch.setattr(tuning, "train", spy)
+        x = torch.zeros(2, 3, 160, 160, dtype=torch.uint8)
+        fresh = method.adapters_.views[-1]  # not a copy of the last
+        assert torch.equal(fresh.features(x), backbone.features(x))
+        learned.append(sum(p.numel() for p in session.learned))
+        plain(session, watched)
+
+    monkeypatch.setattr(Session, "run", spy)
     for task in tasks:
         before = values(method.adapters_)
-        method._add_adapter(task.index)
-        x = torch.zeros(2, 3, 160, 160, dtype=torch.uint8)
-        assert torch.equal(method.views[-1].features(x), backbone.features(x))  # fresh, not a copy of the last
-        method.adapters_ = method.adapters_[:-1]
         method.fit_task(task)
         assert alike(before, values(method.adapters_)[: len(before)])
         assert not any(p.requires_grad for p in method.adapters_.parameters())
@@ -159,16 +163,16 @@ def test_10_with_one_adapter_and_the_bare_backbone_it_orders_as_apers_parts_do(
     """The released ``aper`` mode is the method ``aper``; on one task its parts are the same features and means."""
     tasks = stream((3,))
     method = ease(backbone, store, beta=1.0).fit_task(tasks[0])
-    aper = APER(backbone, APERConfig(**QUICK), store=store)
+    aper = APER(backbone, APERConfig(adapt=QUICK), store=store)
     aper.tuned_.load_state_dict(method.adapters_[0].state_dict())
-    aper.adapts = False  # with that adapter
+    aper.first.how = None  # with that adapter
     aper.fit_task(tasks[0])
     d = backbone.dim
     torch.testing.assert_close(aper.prototypes[:, d:], method.prototypes[0])
     torch.testing.assert_close(aper.prototypes[:, :d], method.frozen_sums_ / method.counts_[:, None])
     x = torch.cat([x for _, x in tasks.test(0).batches(backbone.preprocess, 6)])
     cosines = cosine_scores(backbone.features(x), aper.prototypes[:, :d])
-    own = cosine_scores(method.views[0].features(x), aper.prototypes[:, d:])
+    own = cosine_scores(method.adapters_.views[0].features(x), aper.prototypes[:, d:])
     torch.testing.assert_close(method.scores(x), own + cosines, atol=1e-5, rtol=0)
 
 
@@ -231,7 +235,7 @@ def test_a_failed_task_leaves_no_adapter_behind(backbone: Backbone, store: Featu
             method.fit_task(tasks[1])
     assert torch.equal(method.predict(tasks.test(0)), before)
     method.fit_task(tasks[1])
-    assert len(method.adapters_) == len(method.views) == 2
+    assert len(method.adapters_) == len(method.adapters_.views) == 2
 
 
 def test_a_convolutional_network_is_refused(store: FeatureStore) -> None:

@@ -262,10 +262,11 @@ def test_the_mixed_covariance_counts_among_what_is_learned() -> None:
 
 
 def test_it_adapts_if_wanted(backbone: Backbone, store: FeatureStore) -> None:
-    config = FeCAMConfig(adapt="adapter", epochs=1, rank=2, batch_size=16, min_scale=1.0, flip=False)
+    train = {"epochs": 1, "batch_size": 16, "augment": {"min_scale": 1.0, "flip": False}}
+    config = FeCAMConfig(adapt={"variant": "adapter", "rank": 2, "train": train})
     stream = load_stream("synthetic", tasks=2)
     method = FeCAM(backbone, config, store=store).fit_task(stream[0])
-    assert method.adapted.fingerprint != backbone.fingerprint
+    assert method.first.backbone.fingerprint != backbone.fingerprint
     assert method.learned_parameters() > sum(p.numel() for p in method.tuned_.parameters()) > 0
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure import Backbone, FeatureStore, Stream
+from perdure.config import laid_over
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import BackboneError
@@ -21,15 +22,21 @@ from perdure.modules.heads import GrowingLinear, cosine_scores
 from perdure.modules.losses import masked_cross_entropy, own_index_loss
 from perdure.modules.merging import pull_
 from perdure.modules.retrieval import refined
+from perdure.train.alignment import Samples
+from perdure.train.session import Session
+from perdure.train.settings import SGD, EpochCosine
 
 IDS = [4, 2, 7, 0, 5, 9]
 QUICK: dict[str, Any] = {
-    "epochs": 1, "batch_size": 4, "rank": 2, "min_scale": 1.0, "flip": False, "align_epochs": 2, "lr": 0.05
+    "adapter": {
+        "rank": 2, "train": {"epochs": 1, "batch_size": 4, "lr": 0.05, "augment": {"min_scale": 1.0, "flip": False}}
+    },
+    "align": {"epochs": 2},
 }  # fmt: skip
 
 
 def mos(backbone: Backbone, store: FeatureStore, **config: Any) -> MOS:
-    return MOS(backbone, MOSConfig(**{**QUICK, **config}), store=store)
+    return MOS(backbone, MOSConfig(**laid_over(QUICK, config)), store=store)
 
 
 def stream(sizes: tuple[int, ...] = (2, 2, 2)) -> Stream:
@@ -62,7 +69,7 @@ def test_01_pulls_happen_when_they_should(
 ) -> None:
     counted: list[float] = []
     monkeypatch.setattr(module, "pull_", lambda p, means, share: counted.append(share))
-    tasks, method = stream(), mos(backbone, store, merge_every=every, epochs=3)
+    tasks, method = stream(), mos(backbone, store, merge_every=every, adapter={"train": {"epochs": 3}})
     method.fit_task(tasks[0])
     assert not counted  # the first task has no predecessors
     method.fit_task(tasks[1])  # eight images, four per step
@@ -83,7 +90,7 @@ def test_02_evaluation_is_pure(backbone: Backbone, store: FeatureStore) -> None:
 def test_03_the_mean_is_of_all_earlier_adapters(backbone: Backbone, store: FeatureStore) -> None:
     tasks, method = stream(), mos(backbone, store)
     fitted(method, tasks)
-    method._add_adapter(3)
+    method.adapters_.add(go_on=True)
     expected = [
         torch.stack([method.adapters_[t].state_dict()[k] for t in range(3)]).mean(0)
         for k in method.adapters_[0].state_dict()
@@ -95,7 +102,8 @@ def test_03_the_mean_is_of_all_earlier_adapters(backbone: Backbone, store: Featu
 
 def test_03_an_adapter_goes_on_from_the_last_and_ends_near_the_mean(backbone: Backbone, store: FeatureStore) -> None:
     tasks = stream()
-    close, free = (fitted(mos(backbone, store, merge=m, epochs=6, lr=0.5), tasks) for m in (0.9, 0.0))
+    train = {"epochs": 6, "lr": 0.5}
+    close, free = (fitted(mos(backbone, store, merge=m, adapter={"train": train}), tasks) for m in (0.9, 0.0))
 
     def apart(method: MOS) -> float:
         pairs = zip(method.adapters_[0].parameters(), method.adapters_[1].parameters(), strict=True)
@@ -191,16 +199,16 @@ def test_09_prototypes_are_free_of_dropout(backbone: Backbone, store: FeatureSto
         x = torch.cat([x for _, x in task.train.batches(backbone.preprocess, 8)])
         columns = method.columns(task.train.labels)
         for column in columns.unique().tolist():
-            mean = method.views[0].features(x[columns == column]).double().mean(0)
+            mean = method.adapters_.views[0].features(x[columns == column]).double().mean(0)
             torch.testing.assert_close(method.sums_[column] / method.counts_[column], mean, atol=1e-5, rtol=0)
-            own = method.views[task.index].features(x[columns == column]).double().mean(0)
+            own = method.adapters_.views[task.index].features(x[columns == column]).double().mean(0)
             torch.testing.assert_close(method.gaussians_.means[column], own, atol=1e-5, rtol=0)
 
 
 def test_10_alignment_touches_only_the_head(
     backbone: Backbone, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks, method = stream(), mos(backbone, store, align_lr=0.5)
+    tasks, method = stream(), mos(backbone, store, align={"lr": 0.5})
     method.fit_task(tasks[0])
     old = method.gaussians_.means.clone()
     around: list[Any] = []
@@ -218,7 +226,7 @@ def test_10_alignment_touches_only_the_head(
 
 
 def test_11_growing_the_head_leaves_old_logits(backbone: Backbone, store: FeatureStore) -> None:
-    method = mos(backbone, store, align_epochs=0, weight_decay=0.5)
+    method = mos(backbone, store, align="none", adapter={"train": {"optimizer": {"weight_decay": 0.5}}})
     tasks = stream()
     method.fit_task(tasks[0])
     before = values(method.head_)
@@ -241,9 +249,9 @@ def test_12_centroids_are_slots_of_their_class(
 ) -> None:
     data = synthetic_dataset(IDS[:4], train_per_class=14, test_per_class=1)
     tasks = class_incremental(data, (2, 2), IDS[:4])
-    given: list[dict[str, Any]] = []
+    given: list[Samples] = []
     plain = module.align
-    monkeypatch.setattr(module, "align", lambda *a, **options: given.append(options) or plain(*a, **options))
+    monkeypatch.setattr(module, "align", lambda *a, **options: given.append(a[1]) or plain(*a, **options))
     method, one_each = (fitted(mos(backbone, store, gaussian=g), tasks) for g in ("centroids", "variance"))
     lone = method.gaussians_.counts == 1
     columns = torch.arange(4).repeat_interleave(10)
@@ -255,7 +263,7 @@ def test_12_centroids_are_slots_of_their_class(
     assert counts.view(4, 10).sum(1).tolist() == [14] * 4
     whole = sums[:20].view(2, 10, -1).sum(1) / 14  # of the first task: later adapters depend on the head
     torch.testing.assert_close(whole, one_each.gaussians_.means[:2], atol=1e-9, rtol=0)
-    assert [(o["samples"], o["batch_size"], o["diagonal"]) for o in given] == [(2, 20, True), (20, 20, True)]
+    assert [(s.n, s.batch_size, s.diagonal) for s in given] == [(2, 20, True), (20, 20, True)]
     resumed = mos(backbone, store, gaussian="centroids").load_state_dict(method.state_dict())
     assert torch.equal(resumed.predict(tasks.test(1)), method.predict(tasks.test(1)))
 
@@ -268,7 +276,7 @@ def test_12_a_centroids_variance_is_over_n_and_single_images_are_left_out(
     groups = [rows[:6], rows[6:8] + 50, rows[8:9] + 100, rows[9:] + 150]
     monkeypatch.setattr(module, "clusters", lambda rows, k, seed: groups if k == 10 else [rows])
     tasks = class_incremental(synthetic_dataset(IDS[:2], train_per_class=24, test_per_class=1), (1, 1), IDS[:2])
-    method = fitted(mos(backbone, store, gaussian="centroids", align_epochs=0), tasks[:1])
+    method = fitted(mos(backbone, store, gaussian="centroids", align="none"), tasks[:1])
     assert method.slot_columns_ == [0, 0, -1, 0]
     assert method.gaussians_.counts.tolist() == [6, 2, 1, 15]  # all are old means of the next task's loss
     for slot, part in enumerate(groups):
@@ -284,8 +292,8 @@ def test_12_a_centroids_variance_is_over_n_and_single_images_are_left_out(
     assert sorted(near.tolist()) == [0] * 5 + [1] * 5 + [3] * 5
     resumed = mos(backbone, store, gaussian="centroids").load_state_dict(method.state_dict())
     assert torch.equal(resumed.gaussians_.covariance(0), method.gaussians_.covariance(0))
-    whole = fitted(mos(backbone, store, gaussian="variance", align_epochs=0), tasks[:1])
-    own = whole.views[0].features(torch.cat([x for _, x in tasks[0].train.batches(backbone.preprocess, 24)]))
+    whole = fitted(mos(backbone, store, gaussian="variance", align="none"), tasks[:1])
+    own = whole.adapters_.views[0].features(torch.cat([x for _, x in tasks[0].train.batches(backbone.preprocess, 24)]))
     torch.testing.assert_close(whole.gaussians_.covariance(0), torch.cov(own.double().T), atol=1e-5, rtol=0)
 
 
@@ -299,7 +307,7 @@ def test_13_one_task_is_adapter_0_alone(backbone: Backbone, store: FeatureStore)
     tasks = stream((3, 3))
     method = mos(backbone, store).fit_task(tasks[0])
     x = torch.cat([x for _, x in tasks.test(0).batches(backbone.preprocess, 9)])
-    f = method.views[0].features(x)
+    f = method.adapters_.views[0].features(x)
     q = cosine_scores(f, method.sums_ / method.counts_[:, None])
     torch.testing.assert_close(method.scores(x), method.head_(f).softmax(1) + q.softmax(1), atol=1e-5, rtol=0)
 
@@ -331,13 +339,17 @@ def test_a_test_image_passes_only_adapters_it_visits(backbone: Backbone, store: 
 def test_the_heads_rate_and_the_schedule(
     backbone: Backbone, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[dict[str, Any]] = []
-    monkeypatch.setattr(module, "train", lambda loss, p, epochs, **o: given.append(o))
-    MOS(backbone, MOSConfig(min_scale=1.0, flip=False), store=store).fit_task(stream()[0])
-    assert given[0]["slow_factor"] == 0.1
-    assert {k: given[0][k] for k in ("lr", "n_epochs", "schedule", "weight_decay")} == {
-        "lr": 0.03, "n_epochs": 20, "schedule": "epoch_cosine", "weight_decay": 5e-4
-    }  # fmt: skip
+    given: list[Session[Any]] = []
+    monkeypatch.setattr(Session, "run", lambda self, loss, **hooks: given.append(self))
+    config = MOSConfig(adapter={"train": {"augment": {"min_scale": 1.0, "flip": False}}})
+    method = MOS(backbone, config, store=store).fit_task(stream()[0])
+    adapter, head = given[0].optimizer.param_groups
+    assert (adapter["peak"], head["peak"]) == pytest.approx((0.03, 0.1 * 0.03))
+    assert [id(p) for p in adapter["params"]] == [id(p) for p in method.adapters_[0].parameters()]
+    assert [tuple(p.shape) for p in head["params"]] == [(2, backbone.dim), (2,)]
+    train = given[0].config
+    assert (train.lr, train.epochs, train.schedule) == (0.03, 20, EpochCosine())
+    assert train.optimizer == SGD(weight_decay=5e-4)
 
 
 def test_a_convolutional_network_is_refused(store: FeatureStore) -> None:

@@ -12,22 +12,27 @@ from torch.nn.utils import parameters_to_vector
 
 from perdure import Backbone, FeatureStore, Stream
 from perdure.checks.subject import pixels
+from perdure.config import laid_over
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
 from perdure.methods.mos import MOS, MOSConfig
 from perdure.methods.mos_release import DROPOUT, MOSRelease
 from perdure.modules.adapter import Adapter
 from perdure.modules.merging import pull_on_use
+from perdure.train.session import Session
 from tiny_vit import tiny
 
 IDS = [4, 2, 7, 0, 5, 9]
 QUICK: dict[str, Any] = {
-    "epochs": 1, "batch_size": 4, "rank": 2, "min_scale": 1.0, "flip": False, "align_epochs": 2, "lr": 0.05
+    "adapter": {
+        "rank": 2, "train": {"epochs": 1, "batch_size": 4, "lr": 0.05, "augment": {"min_scale": 1.0, "flip": False}}
+    },
+    "align": {"epochs": 2},
 }  # fmt: skip
 
 
 def release(backbone: Backbone, store: FeatureStore, **config: Any) -> MOSRelease:
-    return MOSRelease(backbone, MOSConfig(**{**QUICK, **config}), store=store)
+    return MOSRelease(backbone, MOSConfig(**laid_over(QUICK, config)), store=store)
 
 
 def stream() -> Stream:
@@ -81,15 +86,15 @@ def test_tests_move_stored_adapters_towards_the_mean_of_their_predecessors(
     stored = [flat(part) for part in m.adapters_]
     blocks = len(list(backbone.model.blocks))
     images = pixels(m, stream().test(2))
-    m.views[2].features(images)
+    m.adapters_.views[2].features(images)
     mean = (stored[0] + stored[1]) / 2
     torch.testing.assert_close(flat(m.adapters_[2]), mean + 0.9**blocks * (stored[2] - mean))
-    m.views[0].features(images)
+    m.adapters_.views[0].features(images)
     assert torch.equal(flat(m.adapters_[0]), stored[0])  # has no predecessors
 
 
 def test_predictions_depend_on_what_was_tested_before(backbone: Backbone, store: FeatureStore) -> None:
-    m = fitted(release(backbone, store, lr=0.5))
+    m = fitted(release(backbone, store, adapter={"train": {"lr": 0.5}}))
     assert m.depends_on_test_batch
     whole, images = stream(), pixels(m, stream().test(2))
     first = m.scores(images)
@@ -102,7 +107,7 @@ def test_predictions_depend_on_what_was_tested_before(backbone: Backbone, store:
 def test_a_step_pulls_once_per_block_and_once_more(
     backbone: Backbone, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    m, seen = fitted(release(backbone, store, lr=1e-30, align_epochs=0), 2), []
+    m, seen = fitted(release(backbone, store, adapter={"train": {"lr": 1e-30}}, align="none"), 2), []
 
     def statistics(self: MOSRelease, task: object, columns: object) -> None:
         seen.append(flat(self.adapters_[-1]))
@@ -123,15 +128,19 @@ def test_the_next_task_goes_on_from_where_the_statistics_left_off(backbone: Back
     share = 0.9 ** (batches * len(list(backbone.model.blocks)))
     torch.testing.assert_close(m.working_, mean + share * (stored - mean))
     assert torch.equal(m.prefix_[1], mean.double() + stored.double())
-    m._add_adapter(2)
-    assert torch.equal(flat(m.adapters_[2]), m.working_)
+    started: list[Tensor] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "run", lambda self, loss, **hooks: started.append(flat(m.adapters_[2])))
+        working = m.working_
+        m.fit_task(stream()[2])
+    assert torch.equal(started[0], working)
 
 
 def test_class_means_have_dropout_from_the_second_task_on(backbone: Backbone, store: FeatureStore) -> None:
-    m, data = release(backbone, store, lr=0.5), stream()
+    m, data = release(backbone, store, adapter={"train": {"lr": 0.5}}), stream()
     for task in data[:2]:
         m.fit_task(task)
-    frozen = [store.features(m.views[0], data[t].train)[:].double() for t in (0, 1)]
+    frozen = [store.features(m.adapters_.views[0], data[t].train)[:].double() for t in (0, 1)]
     columns = [m.columns(data[t].train.labels) for t in (0, 1)]
     clean = torch.stack([frozen[c // 2][columns[c // 2] == c].sum(0) for c in range(4)])
     torch.testing.assert_close(m.sums_[:2], clean[:2])
@@ -189,8 +198,8 @@ def decode(method: MOS, data: Any, positions: Tensor) -> Tensor:
 class Shown(MOSRelease):
     """Keeps the adapters that were stored after every task's training."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def setup(self) -> None:
+        super().setup()
         self.stored: list[Weights] = []
 
     def _add_statistics(self, task: Any, columns: Any) -> None:
@@ -202,8 +211,9 @@ class Shown(MOSRelease):
 def release_run(store: FeatureStore) -> tuple[Shown, Stream]:
     """Three tasks on two blocks, adapters far apart."""
     data = class_incremental(synthetic_dataset(IDS, train_per_class=PER_CLASS, test_per_class=5), (2, 2, 2), IDS)
-    config = MOSConfig(**{**QUICK, "lr": 2.0, "align_lr": 0.5, "epochs": 3, "batch_size": BATCH, "merge": SHARE})
-    method = Shown(tiny(), config, store=store)
+    train = {"lr": 2.0, "epochs": 3, "batch_size": BATCH}
+    changes = {"adapter": {"train": train}, "align": {"lr": 0.5}, "merge": SHARE}
+    method = Shown(tiny(), MOSConfig(**laid_over(QUICK, changes)), store=store)
     for task in data:
         method.fit_task(task)
     return method, data
@@ -277,7 +287,7 @@ def test_the_backbones_batch_has_no_say(store: FeatureStore, monkeypatch: pytest
     for size in (1, 256):  # 16 on a CPU, 256 on a GPU
         monkeypatch.setattr(Backbone, "batch_size", size)
         data = class_incremental(synthetic_dataset(IDS, train_per_class=9, test_per_class=5), (2, 2, 2), IDS)
-        method = MOSRelease(tiny(), MOSConfig(**{**QUICK, "lr": 2.0}), store=store)
+        method = release(tiny(), store, adapter={"train": {"lr": 2.0}})
         scores = []
         for task in data:
             method.fit_task(task)

@@ -9,64 +9,105 @@ from typing import Any
 import pytest
 import yaml
 
+from perdure.config import load
 from perdure.methods import methods
 
 ROOT = Path(__file__).parents[2]
 
-# what each method trains with unless a row says otherwise; every field is named, by these or by a row
-TUNED: dict[str, Any] = {
-    "epochs": 20, "lr": 0.01, "batch_size": 48, "weight_decay": 5e-4, "optimizer": "sgd", "schedule": "epoch_cosine",
-    "milestone": None, "clip_norm": None, "min_scale": 0.05, "flip": True, "resize": None, "rank": 64,
-    "prompt_length": 5, "prompt_init": "uniform",
+
+def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` wins, key by key inside sections too; but what adapts is written whole."""
+    out = dict(under)
+    for key, value in over.items():
+        inside = key != "adapt" and isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merged(out[key], value) if inside else value
+    return out
+
+
+# what each method trains with unless a row says otherwise; every field is named, by this or by a row
+TRAIN: dict[str, Any] = {
+    "lr": 0.01, "epochs": 20, "batch_size": 48, "accumulate": 1, "scale_lr": False,
+    "optimizer": {"name": "sgd", "weight_decay": 5e-4, "momentum": 0.9, "nesterov": False},
+    "schedule": {"name": "epoch_cosine"}, "clip_norm": None, "shuffle": True, "drop_last": "never",
+    "augment": {"min_scale": 0.05, "flip": True, "resize": None},
 }  # fmt: skip
+
+
+def train(epochs: int, lr: float, batch_size: int, weight_decay: float) -> dict[str, Any]:
+    """The specifications' epochs/lr/batch/wd."""
+    told = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "optimizer": {"weight_decay": weight_decay}}
+    return merged(TRAIN, told)
+
+
+def part(variant: str, train: dict[str, Any] = TRAIN, **more: Any) -> dict[str, Any]:
+    """What adapts."""
+    return {"variant": variant, "train": train, **more}
+
+
+ZEROS = {"prompt_length": 5, "prompt_init": "zeros"}
+ADAPTER = part("adapter", rank=64)
 SPECIFIED: dict[str, dict[str, Any]] = {
-    "aper": {**TUNED, "variant": "adapter"},
+    "aper": {"adapt": ADAPTER},
     "ranpac": {
-        **TUNED, "adapt": "none", "projection_dim": 10_000, "ridge": "per_task", "ridge_value": 1e5,
-        "validation_fraction": 0.2, "head": "linear",
+        "adapt": None, "projection_dim": 10_000, "ridge": "per_task", "ridge_value": 1e5, "validation_fraction": 0.2,
+        "head": "linear",
     },
     "fecam": {
-        **TUNED, "features": "unit", "power": 0.5, "shrink_diagonal": 1, "shrink_off_diagonal": 0,
-        "normalise": "correlation", "covariance": "class", "returning": "pooled", "log_determinant": False,
-        "adapt": "none",
+        "features": "unit", "power": 0.5, "shrink_diagonal": 1, "shrink_off_diagonal": 0, "normalise": "correlation",
+        "covariance": "class", "returning": "pooled", "log_determinant": False, "adapt": None,
     },
     "slca": {
-        **TUNED, "batch_size": 128, "schedule": "milestone", "milestone": 18, "min_scale": 0.5, "slow": 0.01,
-        "reset_final_norm": False, "align_epochs": 5, "align_lr": 0.01, "align_batch": 256, "samples": 256, "tau": 0.1,
-        "mean_decay": 0.1, "ridge": 1e-4,
+        "train": merged(TRAIN, {
+            "batch_size": 128, "schedule": {"name": "milestone", "milestone": 18}, "augment": {"min_scale": 0.5},
+        }),
+        "slow": 0.01, "reset_final_norm": False,
+        "align": {
+            "epochs": 5, "lr": 0.01, "batch_size": 256, "samples": 256, "tau": 0.1, "mean_decay": 0.1, "ridge": 1e-4,
+            "weight_decay": None,
+        },
     },
     "ease": {
-        **TUNED, "rank": 16, "alpha": 0.1, "beta": 0, "reweight": "code", "sim_temperature": 1,
+        "adapter": part("adapter", rank=16), "alpha": 0.1, "beta": 0, "reweight": "code", "sim_temperature": 1,
     },
     "mos": {
-        **TUNED, "lr": 0.03, "rank": 16, "head_lr": 0.1, "merge": 0.1, "merge_every": "step", "reg": 0.1,
-        "align_epochs": 30, "align_lr": 0.005, "samples": 5, "gaussian": "covariance", "ridge": 1e-4, "ensemble": True,
+        "adapter": part("adapter", train(20, 0.03, 48, 5e-4), rank=16), "head_lr": 0.1, "merge": 0.1,
+        "merge_every": "step", "reg": 0.1, "gaussian": "covariance", "ensemble": True,
+        "align": {"epochs": 30, "lr": 0.005, "samples": 5, "ridge": 1e-4, "weight_decay": None},
     },
 }  # fmt: skip
 SPECIFIED["mos_release"] = SPECIFIED["mos"]
 
 
-def recipe(epochs: int, lr: float, batch_size: int, weight_decay: float, **more: Any) -> dict[str, Any]:
-    """The specifications' epochs/lr/batch/wd."""
-    return {"epochs": epochs, "lr": lr, "batch_size": batch_size, "weight_decay": weight_decay, **more}
+def slca(min_scale: float, milestone: int, align: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """What SLCA trains with; ``more`` goes into ``train``, but for ``resize`` and ``reset_final_norm``."""
+    augment = {"min_scale": min_scale, "resize": more.pop("resize", None)}
+    return {
+        "reset_final_norm": more.pop("reset_final_norm", False), "align": align,
+        "train": {"augment": augment, "schedule": {"milestone": milestone}, **more},
+    }  # fmt: skip
 
 
-SLCA_PAPER = {"reset_final_norm": True, "min_scale": 0.08}  # RandomResizedCrop's own smallest crop
+def adapter(*told: Any, rank: int = 64, **more: Any) -> dict[str, Any]:
+    """An adapter per task, and other settings."""
+    return {"adapter": part("adapter", train(*told), rank=rank), **more}
+
+
+SLCA_PAPER = {"min_scale": 0.08, "reset_final_norm": True, "batch_size": 128}  # RandomResizedCrop's own smallest crop
 SLCA_LONG = {**SLCA_PAPER, "epochs": 50, "milestone": 40}
-SLCA_PILOT = {"min_scale": 0.05, "batch_size": 64, "align_epochs": 3}
+SLCA_PILOT = {"min_scale": 0.05, "batch_size": 64, "align": {"epochs": 3}}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "aper": {
-        "official": recipe(20, 0.01, 48, 5e-4, prompt_init="zeros"),
-        "official_finetune": recipe(20, 0.01, 48, 0.05, variant="finetune"),
-        "official_vpt_deep": recipe(5, 0.05, 16, 5e-4, variant="vpt_deep", prompt_length=5, prompt_init="zeros"),
-        "pilot_finetune": recipe(6, 0.01, 128, 0.05, variant="finetune"),
-        "pilot_vpt_deep": recipe(20, 0.01, 48, 5e-4, variant="vpt_deep", prompt_length=5, prompt_init="zeros"),
+        "official": {"adapt": part("adapter", train(20, 0.01, 48, 5e-4), rank=64)},
+        "official_finetune": {"adapt": part("finetune", train(20, 0.01, 48, 0.05))},
+        "official_vpt_deep": {"adapt": part("vpt_deep", train(5, 0.05, 16, 5e-4), **ZEROS)},
+        "pilot_finetune": {"adapt": part("finetune", train(6, 0.01, 128, 0.05))},
+        "pilot_vpt_deep": {"adapt": part("vpt_deep", train(20, 0.01, 48, 5e-4), **ZEROS)},
     },
     "ranpac": {
-        "paper": recipe(20, 0.01, 48, 5e-4, adapt="adapter", rank=64),
-        "paper_ssf": recipe(20, 0.01, 48, 5e-4, adapt="ssf"),
-        "paper_vpt": recipe(20, 0.01, 48, 5e-4, adapt="vpt_deep", prompt_length=5, prompt_init="zeros"),
-        "pilot": recipe(20, 0.01, 48, 5e-4, adapt="adapter", rank=64, head="cosine"),
+        "paper": {"adapt": part("adapter", train(20, 0.01, 48, 5e-4), rank=64)},
+        "paper_ssf": {"adapt": part("ssf", train(20, 0.01, 48, 5e-4))},
+        "paper_vpt": {"adapt": part("vpt_deep", train(20, 0.01, 48, 5e-4), **ZEROS)},
+        "pilot": {"adapt": part("adapter", train(20, 0.01, 48, 5e-4), rank=64), "head": "cosine"},
     },
     "fecam": {
         "paper": {"features": "unit", "shrink_diagonal": 1, "shrink_off_diagonal": 0},
@@ -74,48 +115,51 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "paper_core50": {"features": "unit", "shrink_diagonal": 1, "shrink_off_diagonal": 0, "returning": "half"},
         # (1, 1) twice
         "paper_cnn": {"features": "tukey", "power": 0.5, "shrink_diagonal": 3, "shrink_off_diagonal": 3},
-        "pilot": recipe(20, 0.01, 48, 5e-4, adapt="adapter", rank=64, features="raw", normalise="pilot"),
+        "pilot": {
+            "adapt": part("adapter", train(20, 0.01, 48, 5e-4), rank=64), "features": "raw", "normalise": "pilot"
+        },
     },
     "slca": {
-        "paper": {**SLCA_PAPER, "epochs": 20, "milestone": 18, "batch_size": 128, "align_epochs": 5, "tau": 0.1},
-        "paper_imagenet_r": {**SLCA_LONG, "batch_size": 128, "align_epochs": 5, "tau": 0.1},
-        "paper_cub": {**SLCA_LONG, "resize": 300, "batch_size": 128, "align_epochs": 5, "tau": 0.1},
-        "paper_cars": {**SLCA_LONG, "resize": 300, "batch_size": 128, "align_epochs": 5, "tau": 0.05},
-        "pilot": {**SLCA_PILOT, "epochs": 20, "milestone": 18},
-        "pilot_imagenet_r": {**SLCA_PILOT, "epochs": 5, "milestone": 40},
+        "paper": slca(**SLCA_PAPER, epochs=20, milestone=18, align={"epochs": 5, "tau": 0.1}),
+        "paper_imagenet_r": slca(**SLCA_LONG, align={"epochs": 5, "tau": 0.1}),
+        "paper_cub": slca(**SLCA_LONG, resize=300, align={"epochs": 5, "tau": 0.1}),
+        "paper_cars": slca(**SLCA_LONG, resize=300, align={"epochs": 5, "tau": 0.05}),
+        "pilot": slca(**SLCA_PILOT, epochs=20, milestone=18),
+        "pilot_imagenet_r": slca(**SLCA_PILOT, epochs=5, milestone=40),
     },
     "ease": {
-        "paper": recipe(20, 0.01, 48, 5e-4, rank=16, alpha=0.1),
-        "official_cifar100": recipe(20, 0.025, 48, 5e-4, rank=64),
-        "official_imagenet_r": recipe(20, 0.05, 16, 0.005, rank=64),
-        "official_cub": recipe(20, 0.008, 32, 5e-4, rank=64, alpha=0.05),
-        "official_imagenet_a": recipe(20, 0.05, 32, 0.005, rank=64),
-        "official_objectnet": recipe(25, 0.05, 48, 0.005, rank=64, alpha=0.2),
-        "official_vtab": recipe(45, 0.03, 16, 0.005, rank=16),
+        "paper": adapter(20, 0.01, 48, 5e-4, rank=16, alpha=0.1),
+        "official_cifar100": adapter(20, 0.025, 48, 5e-4),
+        "official_imagenet_r": adapter(20, 0.05, 16, 0.005),
+        "official_cub": adapter(20, 0.008, 32, 5e-4, alpha=0.05),
+        "official_imagenet_a": adapter(20, 0.05, 32, 0.005),
+        "official_objectnet": adapter(25, 0.05, 48, 0.005, alpha=0.2),
+        "official_vtab": adapter(45, 0.03, 16, 0.005, rank=16),
     },
     "mos": {
-        "official_cifar100": recipe(20, 0.03, 48, 5e-4),
-        "official_imagenet_r": recipe(10, 0.05, 16, 0.005),
-        "official_cub": recipe(10, 0.01, 32, 5e-4),
-        "official_imagenet_a": recipe(10, 0.05, 32, 0.005, gaussian="variance"),
-        "official_objectnet": recipe(10, 0.05, 48, 0.005),
-        "official_omnibenchmark": recipe(10, 0.01, 16, 5e-4),
-        "official_vtab": recipe(20, 0.03, 32, 0.005),
+        "official_cifar100": adapter(20, 0.03, 48, 5e-4, rank=16),
+        "official_imagenet_r": adapter(10, 0.05, 16, 0.005, rank=16),
+        "official_cub": adapter(10, 0.01, 32, 5e-4, rank=16),
+        "official_imagenet_a": adapter(10, 0.05, 32, 0.005, rank=16, gaussian="variance"),
+        "official_objectnet": adapter(10, 0.05, 48, 0.005, rank=16),
+        "official_omnibenchmark": adapter(10, 0.01, 16, 5e-4, rank=16),
+        "official_vtab": adapter(20, 0.03, 32, 0.005, rank=16),
     },
-}
+}  # fmt: skip
 PRESETS["mos_release"] = PRESETS["mos"]
 
 
 def settings(method: str, **given: Any) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pilot_imagenet_r's milestone, which is never reached
-        told: dict[str, Any] = methods.get(method).Config(**given).model_dump(exclude={"preset"})
-    return {"milestone": None, **told}
+        config = load(methods.get(method).Config, given)
+    told: dict[str, Any] = config.model_dump(exclude={"preset"})
+    return told
 
 
 @pytest.mark.parametrize(("method", "preset"), [(m, p) for m, rows in PRESETS.items() for p in ["default", *rows]])
 def test_presets_are_the_specifications(method: str, preset: str) -> None:
-    expected = SPECIFIED[method] | PRESETS[method].get(preset, {})
+    expected = merged(SPECIFIED[method], PRESETS[method].get(preset, {}))
     assert settings(method, preset=preset) == expected
 
 
@@ -154,21 +198,21 @@ VIEWS = {  # the eval view where it is not `lamda`
     ("slca", "cub"): "slca",
 }
 IN1K = {("ranpac", data) for data in ("imagenet-r", "cub", "imagenet-a", "vtab")}  # tuned to ImageNet-1k
-ZEROS = {"prompt_length": 5, "prompt_init": "zeros"}
-DEEP = recipe(5, 0.05, 16, 5e-4, **ZEROS)
-APER: dict[tuple[str, str], dict[str, Any]] = {
-    **{(data, variant): {} for data in STREAMS["aper"] for variant in ("adapter", "ssf")},
-    **{(data, "vpt_shallow"): ZEROS for data in STREAMS["aper"]},
-    **{(data, "vpt_deep"): DEEP for data in STREAMS["aper"]},
-    **{(data, "finetune"): recipe(5, 0.01, 128, 5e-4) for data in STREAMS["aper"]},
-    ("imagenet-r", "adapter"): recipe(20, 0.05, 24, 0.005),
-    ("objectnet", "vpt_deep"): recipe(20, 0.01, 48, 5e-4, **ZEROS),  # the log's batch, not the file's 128
-    ("omnibenchmark", "vpt_deep"): recipe(20, 0.01, 48, 5e-4, **ZEROS),
-    ("cifar100", "finetune"): recipe(20, 0.01, 48, 0.05),  # the log's, not the file's
-    ("vtab", "finetune"): recipe(5, 0.01, 48, 0.05),  # the log's batch and decay
+DEEP = train(5, 0.05, 16, 5e-4)
+APER: dict[tuple[str, str], dict[str, Any]] = {  # what adapts
+    **{(data, "adapter"): ADAPTER for data in STREAMS["aper"]},
+    **{(data, "ssf"): part("ssf") for data in STREAMS["aper"]},
+    **{(data, "vpt_shallow"): part("vpt_shallow", **ZEROS) for data in STREAMS["aper"]},
+    **{(data, "vpt_deep"): part("vpt_deep", DEEP, **ZEROS) for data in STREAMS["aper"]},
+    **{(data, "finetune"): part("finetune", train(5, 0.01, 128, 5e-4)) for data in STREAMS["aper"]},
+    ("imagenet-r", "adapter"): part("adapter", train(20, 0.05, 24, 0.005), rank=64),
+    ("objectnet", "vpt_deep"): part("vpt_deep", train(20, 0.01, 48, 5e-4), **ZEROS),  # the log's batch, not the file's
+    ("omnibenchmark", "vpt_deep"): part("vpt_deep", train(20, 0.01, 48, 5e-4), **ZEROS),
+    ("cifar100", "finetune"): part("finetune", train(20, 0.01, 48, 0.05)),  # the log's, not the file's
+    ("vtab", "finetune"): part("finetune", train(5, 0.01, 48, 0.05)),  # the log's batch and decay
 }
 ROWS: dict[tuple[str, str, str], dict[str, Any]] = {
-    **{("aper", data, f"aper_{v}_vitb16_in21k"): {"variant": v, **row} for (data, v), row in APER.items()},
+    **{("aper", data, f"aper_{v}_vitb16_in21k"): {"adapt": how} for (data, v), how in APER.items()},
     **{
         ("ranpac", data, "ranpac_vitb16"): PRESETS["ranpac"][preset]
         for data, preset in {
@@ -200,7 +244,7 @@ def test_recipes_are_the_published_rows(method: str, data: str, name: str) -> No
     view = VIEWS.get((method, data), "lamda")
     assert told["backbone"] == {"name": f"vit_base_patch16_224.augreg_in21k{tuned}", "preset": view}
     assert told["method"].pop("name") == method
-    assert settings(method, **told["method"]) == SPECIFIED[method] | ROWS[method, data, name]
+    assert settings(method, **told["method"]) == merged(SPECIFIED[method], ROWS[method, data, name])
 
 
 def test_every_published_recipe_is_in_the_table() -> None:

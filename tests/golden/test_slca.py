@@ -10,21 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from perdure import Backbone, FeatureStore, Stream
+from perdure.config import laid_over
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
 from perdure.methods import slca as module
 from perdure.methods.slca import SLCA, SLCAConfig, shortened
 from perdure.modules.gaussians import Gaussians
 from perdure.modules.losses import norm_scaled
+from perdure.train.session import Session
+from perdure.train.settings import Milestone
 
 IDS = [4, 2, 7, 0, 5, 9]
 QUICK: dict[str, Any] = {
-    "epochs": 2, "milestone": 1, "batch_size": 8, "align_epochs": 2, "samples": 8, "align_batch": 8, "lr": 0.05
-}  # fmt: skip
+    "train": {"epochs": 2, "schedule": {"milestone": 1}, "batch_size": 8, "lr": 0.05},
+    "align": {"epochs": 2, "samples": 8, "batch_size": 8},
+}
 
 
 def slca(backbone: Backbone, store: FeatureStore, **config: Any) -> SLCA:
-    return SLCA(backbone, SLCAConfig(**{**QUICK, **config}), store=store)
+    return SLCA(backbone, SLCAConfig(**laid_over(QUICK, config)), store=store)
 
 
 def stream(sizes: tuple[int, ...] = (2, 2, 2), train_per_class: int = 4) -> Stream:
@@ -94,7 +98,7 @@ def test_04_and_05_samples_come_from_the_scatter_with_n_minus_one_and_a_ridge() 
 
 
 def test_06_the_next_task_starts_from_unaligned_heads(backbone: Backbone, store: FeatureStore) -> None:
-    tasks, method = stream(), slca(backbone, store, align_lr=0.5)
+    tasks, method = stream(), slca(backbone, store, align={"lr": 0.5})
     method.fit_task(tasks[0])
     assert alike(values(method.head_), values(method.raw_head_))  # no alignment in the first task
     method.fit_task(tasks[1])
@@ -119,15 +123,15 @@ def test_06_the_next_task_starts_from_unaligned_heads(backbone: Backbone, store:
 def test_07_alignment_leaves_the_backbone_and_stage_1_leaves_old_heads(
     backbone: Backbone, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks, method = stream(), slca(backbone, store, weight_decay=0.1)
+    tasks, method = stream(), slca(backbone, store, train={"optimizer": {"weight_decay": 0.1}})
     method.fit_task(tasks[0])
     old = [t[:2] for t in values(method.raw_head_)]
     before: list[list[Tensor]] = []
     align = SLCA._align
 
-    def spy(self: SLCA, head: Any, rng: Any) -> None:
+    def spy(self: SLCA, *rest: Any) -> None:
         before.append(values(self.backbone_))
-        align(self, head, rng)
+        align(self, *rest)
 
     monkeypatch.setattr(SLCA, "_align", spy)
     method.fit_task(tasks[1])
@@ -136,20 +140,23 @@ def test_07_alignment_leaves_the_backbone_and_stage_1_leaves_old_heads(
 
 
 def test_08_two_rates_one_milestone(backbone: Backbone, store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[dict[str, Any]] = []
-    monkeypatch.setattr(module, "train", lambda loss, p, epochs, **o: given.append(o))
-    slca(backbone, store).fit_task(stream()[0])
-    (options,) = given
-    assert options["lr"] * options["slow_factor"] == pytest.approx(options["lr"] / 100)
-    assert (options["schedule"], options["milestone"], options["n_epochs"]) == ("milestone", 1, 2)
-    assert len(list(options["slow"])) == len(list(backbone.model.parameters()))
+    given: list[Session[Any]] = []
+    monkeypatch.setattr(Session, "run", lambda self, loss, **hooks: given.append(self))
+    method = slca(backbone, store).fit_task(stream()[0])
+    (session,) = given
+    fast, slow = session.optimizer.param_groups
+    assert (fast["peak"], slow["peak"]) == pytest.approx((0.05, 0.05 / 100))
+    assert (session.config.schedule, session.config.epochs) == (Milestone(milestone=1), 2)
+    assert [id(p) for p in slow["params"]] == [id(p) for p in method.backbone_.model.parameters()]
+    assert [tuple(p.shape) for p in fast["params"]] == [(2, backbone.dim), (2,)]
     with pytest.warns(UserWarning, match="milestone=40 is never reached in 5 epochs"):
         SLCAConfig(preset="pilot_imagenet_r")
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.0])
 def test_09_alignment_separates_well_separated_gaussians(tau: float, backbone: Backbone, store: FeatureStore) -> None:
-    method = slca(backbone, store, tau=tau, align_epochs=30, samples=256, align_batch=64, align_lr=0.1, mean_decay=0.0)
+    align = {"tau": tau, "epochs": 30, "samples": 256, "batch_size": 64, "lr": 0.1, "mean_decay": 0.0}
+    method = slca(backbone, store, align=align)
     rng = torch.Generator().manual_seed(0)
     centres = torch.tensor([[12.0, 0], [0, 12], [-12, -12]], dtype=torch.float64)
     method.gaussians_ = Gaussians(2)
@@ -161,14 +168,15 @@ def test_09_alignment_separates_well_separated_gaussians(tau: float, backbone: B
     head = module.GrowingLinear(2)
     head.grow(3, rng)
     head.weight.data += 0.3 * torch.randn(3, 2, generator=rng)  # of the size that stage 1 leaves: nu has no scale
-    method._align(head, rng)
+    assert method.config.align is not None
+    method._align(method.config.align, head, rng)
     for c in range(3):
         fresh = method.gaussians_.sample(c, 200, rng).float()
         assert bool((head(fresh).argmax(1) == c).all())
 
 
 def test_10_old_heads_get_no_gradient_in_stage_1(backbone: Backbone, store: FeatureStore) -> None:
-    tasks, method = stream(), slca(backbone, store, weight_decay=0.0, lr=0.5)
+    tasks, method = stream(), slca(backbone, store, train={"optimizer": {"weight_decay": 0.0}, "lr": 0.5})
     for task in tasks[:2]:
         before = values(method.raw_head_)
         method.fit_task(task)

@@ -32,8 +32,8 @@ IDS = [70, -3, 12, 5]
 SMALL = [
     (SimpleCIL, None),
     (RanPAC, RanPACConfig(projection_dim=24)),
-    (Joint, JointConfig(epochs=3)),
-    (Finetune, FinetuneConfig(epochs=1, batch_size=4)),
+    (Joint, JointConfig(train={"epochs": 3})),
+    (Finetune, FinetuneConfig(train={"epochs": 1, "batch_size": 4})),
 ]
 each_method = pytest.mark.parametrize(("method", "config"), SMALL, ids=[m.__name__ for m, _ in SMALL])
 
@@ -199,7 +199,7 @@ def test_what_stops_the_loading_of_a_state_comes_through_as_it_is(
 def test_training_that_fails_half_way_restores_the_weights(
     backbone: Backbone, stream: Stream, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = Finetune(backbone, FinetuneConfig(epochs=2, batch_size=4, lr=0.1)).fit_task(stream[0])
+    method = Finetune(backbone, FinetuneConfig(train={"epochs": 2, "batch_size": 4, "lr": 0.1})).fit_task(stream[0])
     before, scores, steps = snapshot(method), method.scores(images), []
 
     def third_step_fails(event: Event) -> None:

@@ -25,7 +25,7 @@ def accuracy(method: Joint, stream: Stream) -> float:
 
 
 def test_as_accurate_as_logistic_regression(backbone: Backbone, store: FeatureStore, stream: Stream) -> None:
-    method = Joint(backbone, JointConfig(batch_size=16), store=store)
+    method = Joint(backbone, JointConfig(train={"batch_size": 16}), store=store)
     for task in stream:
         method.fit_task(task)
     train = torch.cat([store.features(backbone, task.train)[:] for task in stream])
@@ -44,7 +44,7 @@ def test_as_accurate_as_logistic_regression(backbone: Backbone, store: FeatureSt
 
 
 def test_keeps_every_feature(backbone: Backbone, store: FeatureStore, stream: Stream) -> None:
-    method = Joint(backbone, JointConfig(epochs=1), store=store).fit_task(stream[0]).fit_task(stream[1])
+    method = Joint(backbone, JointConfig(train={"epochs": 1}), store=store).fit_task(stream[0]).fit_task(stream[1])
     kept = [method.features_, method.columns_]
     assert sum(t.nbytes for t in kept) == 48 * (4 * backbone.dim + 8)
     assert torch.equal(method.features_[24:], store.features(backbone, stream[1].train)[:])
@@ -53,7 +53,9 @@ def test_keeps_every_feature(backbone: Backbone, store: FeatureStore, stream: St
 
 
 def test_retrained_from_scratch(backbone: Backbone, store: FeatureStore, stream: Stream) -> None:
-    straight, disturbed = (Joint(backbone, JointConfig(epochs=2), store=store).fit_task(stream[0]) for _ in range(2))
+    straight, disturbed = (
+        Joint(backbone, JointConfig(train={"epochs": 2}), store=store).fit_task(stream[0]) for _ in range(2)
+    )
     with torch.no_grad():
         disturbed.head_.weight.fill_(1e3)
     straight.fit_task(stream[1])
@@ -64,14 +66,14 @@ def test_retrained_from_scratch(backbone: Backbone, store: FeatureStore, stream:
 
 def test_one_image_and_constant_dimensions_stay_finite(backbone: Backbone, store: FeatureStore) -> None:
     one = class_incremental(synthetic_dataset([3], train_per_class=1), [1], [3])
-    method = Joint(backbone, JointConfig(epochs=1), store=store).fit_task(one[0])
+    method = Joint(backbone, JointConfig(train={"epochs": 1}), store=store).fit_task(one[0])
     assert (method.scale_ == 1).all()
     assert torch.isfinite(torch.cat(list(method.scores_of(one.test(0))))).all()
 
 
 def test_epochs_and_learning_rate_matter(backbone: Backbone, store: FeatureStore, stream: Stream) -> None:
     def loss(**config: float) -> float:
-        method = Joint(backbone, JointConfig(**config), store=store).fit_task(stream[0])
+        method = Joint(backbone, JointConfig(train=config), store=store).fit_task(stream[0])
         scores = torch.cat(list(method.scores_of(stream[0].train)))
         return float(torch.nn.functional.cross_entropy(scores, method.columns(stream[0].train.labels)))
 
@@ -81,6 +83,6 @@ def test_epochs_and_learning_rate_matter(backbone: Backbone, store: FeatureStore
 
 def test_learns_where_gradients_are_off(backbone: Backbone, store: FeatureStore, stream: Stream) -> None:
     with torch.no_grad():
-        silent = Joint(backbone, JointConfig(epochs=1), store=store).fit_task(stream[0])
-    plain = Joint(backbone, JointConfig(epochs=1), store=store).fit_task(stream[0])
+        silent = Joint(backbone, JointConfig(train={"epochs": 1}), store=store).fit_task(stream[0])
+    plain = Joint(backbone, JointConfig(train={"epochs": 1}), store=store).fit_task(stream[0])
     assert torch.equal(silent.head_.weight, plain.head_.weight)

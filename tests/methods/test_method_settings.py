@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from perdure.checks.subject import small_stream
-from perdure.config import load
+from perdure.config import KINDS, laid_over, load, sections
 from perdure.errors import RecipeError
 from perdure.memory import FeatureStore
 from perdure.methods import Method, methods
 from tiny_vit import tiny
 
-WITH_SCHEDULE = [name for name in methods.names() if "schedule" in methods.get(name).Config.model_fields]
-TRAINED = [name for name in methods.names() if "epochs" in methods.get(name).Config.model_fields]
+FLAT = [name for name in methods.names() if "schedule" in methods.get(name).Config.model_fields]  # without sections yet
+# where each other method's training has its settings
+TRAINS = {
+    "aper": "adapt.train", "ease": "adapter.train", "fecam": "adapt.train", "finetune": "train", "joint": "train",
+    "mos": "adapter.train", "mos_release": "adapter.train", "ranpac": "adapt.train", "slca": "train",
+}  # fmt: skip
+TRAINED = [*FLAT, *TRAINS]
 
 Bounds = tuple[list[Any], list[Any]]  # the nearest values that are refused, and the last ones that are taken
 COUNT: Bounds = ([0, 0.5], [1, 10**6])
@@ -28,23 +35,24 @@ SHARE: Bounds = ([-1e-12, 1 + 1e-12], [0.0, 1.0])
 SHARE_ABOVE_0: Bounds = ([0.0, 1 + 1e-12], [1e-12, 1.0])
 SHARE_BELOW_1: Bounds = ([-1e-12, 1.0], [0.0, 1 - 1e-12])
 SHARE_BETWEEN: Bounds = ([0.0, 1.0], [1e-12, 1 - 1e-12])
-BOUNDS: dict[str, Bounds] = {  # by field, or by method and field where a method has its own
-    "align_batch": COUNT, "align_epochs": FROM_0, "align_lr": POSITIVE, "alpha": NOT_NEGATIVE, "batch_size": COUNT,
-    "beta": NOT_NEGATIVE, "beta1": SHARE_BELOW_1, "beta2": SHARE_BELOW_1, "clip_norm": POSITIVE,
-    "components_per_task": COUNT, "embedding_dim": COUNT, "epochs": COUNT, "eval_batch": COUNT, "head_lr": POSITIVE,
-    "layers": ([[-1], [0, -1], []], [[0], [10**6, 0]]), "layers_e": ([[]], [[0], [1, 0]]),
-    "layers_g": ([[0.5]], [[], [0], [1, 0]]), "length": COUNT, "coda_prompt.length": ([0, 1, 3], [2, 4]),
-    "length_e": COUNT, "length_g": COUNT, "lr": POSITIVE, "mean_decay": SHARE, "merge": SHARE_BELOW_1,
-    "milestone": COUNT, "min_scale": SHARE_ABOVE_0, "mu": NOT_NEGATIVE, "n_prompts": FROM_0, "pool": COUNT,
-    "power": SHARE, "projection_dim": FROM_0, "prompt_length": COUNT, "pull": NOT_NEGATIVE, "rank": COUNT,
-    "reg": NOT_NEGATIVE, "resize": COUNT, "ridge": NOT_NEGATIVE, "ridge_value": POSITIVE, "samples": COUNT,
+BOUNDS: dict[str, Bounds] = {  # by the last part of a setting's path, or by all of it where a setting has its own
+    "accumulate": COUNT, "alpha": NOT_NEGATIVE, "batch_size": COUNT, "beta": NOT_NEGATIVE, "beta1": SHARE_BELOW_1,
+    "beta2": SHARE_BELOW_1, "clip_norm": POSITIVE, "components_per_task": COUNT, "embedding_dim": COUNT,
+    "epochs": COUNT, "eval_batch": COUNT, "head_lr": POSITIVE, "layers": ([[-1], [0, -1], []], [[0], [10**6, 0]]),
+    "layers_e": ([[]], [[0], [1, 0]]), "layers_g": ([[0.5]], [[], [0], [1, 0]]), "length": COUNT,
+    "coda_prompt.length": ([0, 1, 3], [2, 4]), "length_e": COUNT, "length_g": COUNT, "lr": POSITIVE,
+    "mean_decay": SHARE, "merge": SHARE_BELOW_1, "milestone": COUNT, "min_scale": SHARE_ABOVE_0,
+    "momentum": SHARE_BELOW_1, "mu": NOT_NEGATIVE, "n_prompts": FROM_0, "pool": COUNT, "power": SHARE,
+    "projection_dim": FROM_0, "prompt_length": COUNT, "pull": NOT_NEGATIVE, "rank": COUNT, "reg": NOT_NEGATIVE,
+    "resize": COUNT, "ridge": NOT_NEGATIVE, "ridge_value": POSITIVE, "samples": COUNT,
     "shrink_diagonal": NOT_NEGATIVE, "shrink_off_diagonal": NOT_NEGATIVE, "sim_temperature": POSITIVE, "slow": SHARE,
     "tasks": COUNT, "tau": NOT_NEGATIVE, "top_k": COUNT, "train_vote_group": COUNT,
-    "validation_fraction": SHARE_BETWEEN, "weight_decay": NOT_NEGATIVE,
+    "validation_fraction": SHARE_BETWEEN, "warmup": FROM_0, "weight_decay": NOT_NEGATIVE,
 }  # fmt: skip
 MIN_SCALE = {
-    "aper": 0.05, "coda_prompt": 0.08, "dap": 1.0, "dualprompt": 0.5, "ease": 0.05, "fecam": 0.05, "finetune": 0.5,
-    "l2p": 0.5, "mos": 0.05, "mos_release": 0.05, "ranpac": 0.05, "slca": 0.5, "vpt": 0.5,
+    "aper": [0.05], "coda_prompt": [0.08], "dap": [1.0], "dualprompt": [0.5], "ease": [0.05], "fecam": [],
+    "finetune": [0.5], "joint": [], "l2p": [0.5], "mos": [0.05], "mos_release": [0.05], "ranpac": [],
+    "simplecil": [], "slca": [0.5], "vpt": [0.5],
 }  # fmt: skip
 
 
@@ -53,20 +61,49 @@ def is_number(annotation: Any) -> bool:
     return annotation in (int, float) or any(map(is_number, get_args(annotation)))
 
 
-def number_fields(name: str) -> list[str]:
-    """The settings of a method that hold numbers."""
-    return [f for f, info in methods.get(name).Config.model_fields.items() if is_number(info.annotation)]
+def number_settings(model: type[BaseModel], under: dict[str, Any] | None = None) -> Iterator[tuple[str, Any]]:
+    """Path of every setting that holds a number, and the values that choose the kinds of sections on the way to it."""
+    inner = sections(model)
+    for name, field in model.model_fields.items():
+        if name not in inner and is_number(field.annotation):
+            yield name, {}
+        for kind in inner.get(name, []):
+            tag = {k: f.default for k, f in kind.model_fields.items() if k in KINDS}
+            for path, chosen in number_settings(kind):
+                yield f"{name}.{path}", {name: {**tag, **chosen}}
 
 
-def key_of(name: str, field: str) -> str:
-    return f"{name}.{field}" if f"{name}.{field}" in BOUNDS else field
+def put(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """``values`` with one more, at ``path``."""
+    first, _, rest = path.partition(".")
+    return {**values, first: put(values.get(first, {}), rest, value) if rest else value}
+
+
+def taken_from(config: Any, path: str) -> Any:
+    return taken_from(getattr(config, path.partition(".")[0]), path.partition(".")[2]) if path else config
+
+
+def key_of(name: str, path: str) -> str:
+    last = path.rpartition(".")[2]
+    return f"{name}.{last}" if f"{name}.{last}" in BOUNDS else last
+
+
+def training(name: str, **settings: Any) -> dict[str, Any]:
+    """A method's settings with those of its training changed."""
+    if name in FLAT:
+        schedule = settings.pop("schedule", {})
+        flat = {"schedule": schedule["name"], **{k: v for k, v in schedule.items() if k != "name"}} if schedule else {}
+        return {**settings, **flat}
+    values: dict[str, Any] = settings
+    for section in reversed(TRAINS[name].split(".")):
+        values = {section: {"variant": "adapter", **values} if section == "adapt" else values}
+    return values
 
 
 def rates_of(name: str, **settings: Any) -> tuple[Method[Any], list[list[float]]]:
     """A method that has learned a task of 12 images in batches of 8, and its groups' learning rates at every step."""
     kind, rates = methods.get(name), []
-    adapts = {"adapt": "adapter"} if "adapt" in kind.Config.model_fields else {}
-    config = kind.Config(**{**kind.tags.small, **adapts, "batch_size": 8, **settings})
+    config = kind.Config(**laid_over(kind.tags.small, training(name, batch_size=8, **settings)))
     method = kind(tiny(depth=3), config)
     hook = register_optimizer_step_pre_hook(lambda o, *_: rates.append([group["lr"] for group in o.param_groups]))
     try:
@@ -76,33 +113,31 @@ def rates_of(name: str, **settings: Any) -> tuple[Method[Any], list[list[float]]
     return method, rates
 
 
-@pytest.mark.parametrize("name", WITH_SCHEDULE)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_milestone_is_where_the_rate_becomes_a_tenth(name: str) -> None:
     """Two epochs of two steps at the peak, then one epoch at a tenth of it, in every group."""
-    method, rates = rates_of(name, schedule="milestone", milestone=2, epochs=3)
-    c = method.config
+    method, rates = rates_of(name, schedule={"name": "milestone", "milestone": 2}, epochs=3)
+    c = method.config if name in FLAT else taken_from(method.config, TRAINS[name])
     assert len(rates) == 6
-    assert rates[0][0] == pytest.approx(c.lr * c.batch_size / 256 if getattr(c, "scale_lr", False) else c.lr)
+    assert rates[0][0] == pytest.approx(c.lr * c.batch_size / 256 if c.model_dump().get("scale_lr") else c.lr)
     for step, by_group in enumerate(rates):
         assert by_group == pytest.approx([peak * (1 if step < 4 else 0.1) for peak in rates[0]], rel=1e-12)
 
 
-@pytest.mark.parametrize("name", WITH_SCHEDULE)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_milestone_is_told_or_refused_at_the_door(name: str) -> None:
     """A default of the method's own is told where it cannot be reached."""
     config = methods.get(name).Config
-    with pytest.raises(RecipeError, match=r"milestone must be .* for schedule=milestone, but got None"):
-        load(config, {"schedule": "milestone", "milestone": None})
-    if config.model_fields["milestone"].default is not None:
-        with pytest.warns(UserWarning, match="is never reached in 1 epochs"):
-            load(config, {"schedule": "milestone", "epochs": 1})
+    with pytest.raises(RecipeError, match=r"milestone must be .*, but got None"):
+        load(config, training(name, schedule={"name": "milestone", "milestone": None}))
+    with pytest.warns(UserWarning, match="is never reached in 1 epochs"):
+        load(config, training(name, schedule={"name": "milestone", "milestone": 1}, epochs=1))
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_cosine_counts_the_short_last_batch_as_a_step(name: str) -> None:
     """12 images are two steps of 8: the second is half-way down, neither at the peak nor at zero."""
-    schedule = {"schedule": "cosine"} if name in WITH_SCHEDULE else {}  # those without a choice have a cosine
-    _, rates = rates_of(name, epochs=1, **schedule)
+    _, rates = rates_of(name, epochs=1, schedule={"name": "cosine"})
     assert len(rates) == 2
     assert rates[1] == pytest.approx([peak / 2 for peak in rates[0]], rel=1e-12)
 
@@ -110,25 +145,31 @@ def test_a_cosine_counts_the_short_last_batch_as_a_step(name: str) -> None:
 @pytest.mark.parametrize("name", methods.names())
 def test_a_number_is_taken_up_to_its_bounds_and_refused_beyond(name: str) -> None:
     config = methods.get(name).Config
-    for field in number_fields(name):
-        refused, taken = BOUNDS[key_of(name, field)]
+    for path, chosen in number_settings(config):
+        refused, taken = BOUNDS[key_of(name, path)]
         for value in refused:
-            with pytest.raises(RecipeError, match=rf"^{config.__name__}: {field}[. ].* but got ") as error:
-                load(config, {field: value})
+            with pytest.raises(RecipeError) as error:
+                load(config, put(chosen, path, value))
+            assert f"{config.__name__}: {path}" in str(error.value)
             assert repr(value[-1] if isinstance(value, list) and value else value) in str(error.value)
         for value in taken:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".* is never reached in ")
-                assert getattr(load(config, {field: value}), field) == value
+                assert taken_from(load(config, put(chosen, path, value)), path) == value
 
 
 def test_no_bound_is_told_of_a_setting_that_no_method_has() -> None:
-    assert {key_of(name, field) for name in methods.names() for field in number_fields(name)} == set(BOUNDS)
+    assert {key_of(name, p) for name in methods.names() for p, _ in number_settings(methods.get(name).Config)} == set(
+        BOUNDS
+    )
 
 
 def test_the_smallest_crop_by_method() -> None:
-    fields = {name: methods.get(name).Config.model_fields for name in methods.names()}
-    assert {name: f["min_scale"].default for name, f in fields.items() if "min_scale" in f} == MIN_SCALE
+    def found(values: Any) -> list[float]:
+        inner = [x for v in values.values() if isinstance(v, dict) for x in found(v)]
+        return [values["min_scale"], *inner] if "min_scale" in values else inner
+
+    assert {name: found(methods.get(name).Config().model_dump()) for name in methods.names()} == MIN_SCALE
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -18,11 +18,12 @@ from perdure.methods.ranpac import RanPAC, RanPACConfig
 from perdure.modules.ridge import unpack
 
 IDS = [4, 2, 7, 0, 5, 9]
-QUICK: dict[str, Any] = {"projection_dim": 32, "epochs": 2, "batch_size": 8, "rank": 4, "min_scale": 1.0, "flip": False}
+TRAIN: dict[str, Any] = {"epochs": 2, "batch_size": 8, "augment": {"min_scale": 1.0, "flip": False}}
+ADAPTER: dict[str, Any] = {"variant": "adapter", "rank": 4, "train": TRAIN}
 
 
-def ranpac(backbone: Backbone, store: FeatureStore, **config: Any) -> RanPAC:
-    return RanPAC(backbone, RanPACConfig(**{**QUICK, "adapt": "adapter", **config}), store=store)
+def ranpac(backbone: Backbone, store: FeatureStore, adapt: Any = ADAPTER) -> RanPAC:
+    return RanPAC(backbone, RanPACConfig(projection_dim=32, adapt=adapt), store=store)
 
 
 @pytest.fixture
@@ -34,18 +35,18 @@ def test_statistics_are_of_adapted_features(backbone: Backbone, store: FeatureSt
     method = ranpac(backbone, store)
     for task in stream:
         method.fit_task(task)
-    assert method.adapted.fingerprint != backbone.fingerprint
-    h = [method.lift(method.adapted.features(x)) for t in stream for _, x in t.train.batches(backbone.preprocess, 6)]
-    lifted = torch.cat(h)
+    assert method.first.backbone.fingerprint != backbone.fingerprint
+    f = [method.first.backbone.features(x) for t in stream for _, x in t.train.batches(backbone.preprocess, 6)]
+    lifted = torch.cat([method.lift(features) for features in f])
     torch.testing.assert_close(unpack(method.gram_, 32), lifted.T @ lifted, rtol=1e-5, atol=1e-4)
     assert method.learned_parameters() == sum(p.numel() for p in method.tuned_.parameters()) + 32 * 6
 
 
 def test_it_adapts_as_aper_does(backbone: Backbone, store: FeatureStore, stream: Stream) -> None:
-    same = {k: QUICK[k] for k in ("epochs", "batch_size", "rank", "min_scale", "flip")}
-    aper = APER(backbone, APERConfig(**same), store=store).fit_task(stream[0])
+    aper = APER(backbone, APERConfig(adapt=ADAPTER), store=store).fit_task(stream[0])
     method = ranpac(backbone, store).fit_task(stream[0])
-    assert method.adapted.fingerprint == aper.adapted.fingerprint  # so that features are shared between the two
+    # so that features are shared between the two
+    assert method.first.backbone.fingerprint == aper.first.backbone.fingerprint
 
 
 def test_without_phase_1_the_given_backbone_is_used(backbone: Backbone, store: FeatureStore, stream: Stream) -> None:
@@ -64,9 +65,11 @@ def test_a_method_read_back_goes_on_alike(backbone: Backbone, store: FeatureStor
 
 
 def test_every_promise_is_kept() -> None:
+    scales = {"variant": "ssf", "train": {**TRAIN, "epochs": 1}}
+
     class Adapting(RanPAC):
         __doc__ = RanPAC.__doc__
-        tags = Tags(adapts=True, small={**QUICK, "epochs": 1, "adapt": "ssf", "projection_dim": 64})
+        tags = Tags(adapts=True, small={"adapt": scales, "projection_dim": 64})
 
     Adapting.__module__ = RanPAC.__module__
     assert [result.note for result in check_method(Adapting) if not result.ok] == []
@@ -84,6 +87,9 @@ def test_a_seat_that_is_not_there_is_named(store: FeatureStore) -> None:
 )  # fmt: skip
 def test_presets(preset: str, adapts: str, head: str) -> None:
     c = RanPACConfig(preset=preset)
-    assert (c.adapt, c.head) == (adapts, head)
-    assert (c.epochs, c.lr, c.batch_size, c.weight_decay, c.rank) == (20, 0.01, 48, 5e-4, 64)
-    assert c.schedule == "epoch_cosine"
+    assert (c.adapt.variant if c.adapt else "none", c.head) == (adapts, head)
+    if c.adapt:
+        t = c.adapt.train
+        assert (t.epochs, t.lr, t.batch_size, t.optimizer.weight_decay) == (20, 0.01, 48, 5e-4)
+        assert t.schedule.name == "epoch_cosine"
+        assert getattr(c.adapt, "rank", None) == (64 if adapts == "adapter" else None)

@@ -53,6 +53,7 @@ PLANTED = [
     (rules_imports.imports_stand_at_the_top, {"data/a.py": "def f():\n    if f:\n        import os"}),
     (rules_imports.no_dynamic_imports, {"data/a.py": "import importlib\nimportlib.import_module('timm')"}),
     (rules_imports.no_dynamic_imports, {"data/a.py": "__import__('timm')"}),
+    (rules_imports.no_dynamic_imports, {"registry.py": "from importlib.util import module_from_spec as m\nm(1)"}),
     (rules_imports.heavy_libraries_have_one_home, {"modules/a.py": "import timm.layers"}),
     (rules_imports.heavy_libraries_have_one_home, {"data/stream.py": "from timm.data import create_transform"}),
     (rules_imports.heavy_libraries_have_one_home, {"backbone/backbone.py": "import open_clip"}),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from timm.models import is_model_pretrained
 
-from perdure.backbone import BUILT_IN
+from perdure.backbone import backbones
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.y*ml"))
@@ -26,7 +26,7 @@ def recipe_problems(path: str, text: str) -> Iterator[str]:
     if first != command and not first.startswith(f"{command} "):
         yield f"{path}: the first line must be {command!r}, but is {first!r}"
     name = str(((yaml.safe_load(text) or {}).get("backbone") or {}).get("name"))
-    if name not in BUILT_IN and not ("." in name and is_model_pretrained(name)):
+    if name not in backbones and not ("." in name and is_model_pretrained(name)):
         yield f"{path}: backbone.name must be built in or a full timm tag, but is {name!r}"
 
 

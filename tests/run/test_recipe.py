@@ -26,10 +26,10 @@ def test_overrides_alone_make_a_recipe() -> None:
 def test_text_is_read_by_the_fields_type(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     # PyYAML reads 1e-4 as text; the field knows better
-    file.write_text("stream: {data: synthetic, sizes: [2, 4]}\nmethod: {name: joint, lr: 1e-4}\n")
-    r = load_recipe(file, ["stream.skip_corrupt=false", "method.epochs=7"])
-    assert r.method.lr == 1e-4  # type: ignore[attr-defined]
-    assert r.method.epochs == 7  # type: ignore[attr-defined]
+    file.write_text("stream: {data: synthetic, sizes: [2, 4]}\nmethod: {name: joint, train: {lr: 1e-4}}\n")
+    r = load_recipe(file, ["stream.skip_corrupt=false", "method.train.epochs=7"])
+    assert r.method.train.lr == 1e-4  # type: ignore[attr-defined]
+    assert r.method.train.epochs == 7  # type: ignore[attr-defined]
     assert r.stream.skip_corrupt is False
     assert r.stream.sizes == [2, 4]
 
@@ -159,3 +159,12 @@ def test_an_override_below_a_value_is_refused() -> None:
 def test_a_missing_folder_is_named() -> None:
     with pytest.raises(RecipeError, match=r"no/such/folder"):
         load_recipe(None, [*GOOD, "stream.data=no/such/folder"])
+
+
+def test_a_sections_kind_may_be_given_before_its_keys(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("stream: {data: synthetic}\nmethod: {name: ranpac, adapt: ssf}\n")
+    adapt = load_recipe(file, ["method.adapt.train.epochs=3", "method.adapt.train.optimizer=adam"]).method.adapt  # type: ignore[attr-defined]
+    assert (adapt.variant, adapt.train.epochs, adapt.train.optimizer.name) == ("ssf", 3, "adam")
+    with pytest.raises(ConfigError, match=r"data must be a section, since keys follow it, but got 'synthetic'"):
+        load_recipe(file, ["stream.data.x=3"])

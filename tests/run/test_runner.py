@@ -13,12 +13,16 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import torch
 import yaml
 from filelock import FileLock
 from PIL import Image
 
+from perdure import Task
 from perdure.errors import CheckpointError, RunDirectoryError, StorageError
+from perdure.memory import Exemplars
 from perdure.methods import Method, methods
+from perdure.methods.simplecil import SimpleCIL
 from perdure.run import Results, Runner, load_recipe, read_method, read_results
 from perdure.run.checkpoint import load_state
 from perdure.run.selection import SELECTION_FILE
@@ -29,7 +33,7 @@ SMALL = ["backbone.name=test_vit", "backbone.pretrained=false", "backbone.device
 
 def small_settings(method: str) -> list[str]:
     """Few passes over the images, unless a test says otherwise."""
-    small = {"joint": {"epochs": 3}, "l2p": {"epochs": 1}}.get(method, methods.get(method).tags.small)
+    small = {"joint": {"train": {"epochs": 3}}, "l2p": {"epochs": 1}}.get(method, methods.get(method).tags.small)
     return [f"method.{name}={json.dumps(value)}" for name, value in small.items()]
 
 
@@ -301,3 +305,28 @@ def test_a_domain_incremental_folder_runs(name: str, tmp_path: Path) -> None:
     assert results.test_images_per_task == [3, 3]
     assert sorted(results.class_accuracy) == ["0", "1", "2"]
     assert results.accuracy_matrix[0][1] is None
+
+
+class KeepsImages(SimpleCIL):
+    """Two places for images, one of them inside another module."""
+
+    def __init__(self, *args: Any, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self.all_ = Exemplars("random", n_images=7)
+        self.parts_ = torch.nn.ModuleList([Exemplars("random", n_per_class=1)])
+
+    def _learn(self, task: Task, rng: torch.Generator) -> None:
+        for kept in (self.all_, *self.parts_):
+            kept.add(task.train, rng)
+        super()._learn(task, rng)
+
+
+def test_kept_images_are_counted_and_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods.names()  # finds all others first
+    monkeypatch.setitem(vars(methods)["_things"], "keeps_images", KeepsImages)
+    cost = Runner(recipe("keeps_images"), tmp_path / "run").run().cost
+    plain = Runner(recipe(), tmp_path / "plain").run().cost
+    method = read_method(tmp_path / "run")
+    assert cost.exemplars == method.n_exemplars == 7 + 6
+    assert plain.exemplars == 0
+    assert cost.stored_bytes - plain.stored_bytes == method.all_.nbytes + method.parts_[0].nbytes > 13 * 1000

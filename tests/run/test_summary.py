@@ -24,9 +24,9 @@ PROVENANCE = {
     **{"depends_on_test_batch": True, "quarantined": ["a.png"], "started": "noon", "finished": "later"},
 }
 COSTS = [
-    TaskCost(3.0, 0.5, 7, 2, 900, 11, 40),
+    TaskCost(3.0, 0.5, 7, 2, 900, 11, 40, 8),
     TaskCost(1.0, 0.25, 5, 6, None, 13, 80),
-    TaskCost(2.0, 4.0, 9, 10, 700, 12, 60),
+    TaskCost(2.0, 4.0, 9, 10, 700, 12, 60, 5),
 ]
 
 
@@ -88,7 +88,7 @@ def test_costs_are_added_up_or_taken_from_the_last_task(stream: Stream) -> None:
     assert cost.train_seconds_per_task == [3.0, 1.0, 2.0]
     assert cost.eval_seconds_per_task == [0.5, 0.25, 4.0]
     assert cost.peak_rss_bytes == 900
-    assert (cost.learned_parameters, cost.stored_bytes, cost.exemplars) == (12, 60, 0)
+    assert (cost.learned_parameters, cost.stored_bytes, cost.exemplars) == (12, 60, 5)
     unknown = [TaskCost(1.0, 1.0, 0, 0, None, 1, 1)] * 3
     assert results(stream, unknown).cost.peak_rss_bytes is None
 

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import CheckpointError, DataError, TrainingError
 from perdure.modules.adapter import Adapter
 from perdure.modules.heads import GrowingLinear
-from perdure.train.batches import Batch, Rows, TaskImages
+from perdure.train.batches import Batch, Kept, Rows, TaskImages
 from perdure.train.session import Session, on_images
 from perdure.train.settings import Augment, ImageTraining, Milestone, Training
 from perdure.types import Event
@@ -225,3 +226,41 @@ def test_images_are_decoded_only_while_they_are_needed(
         assert batch.images.shape == (2, 3, 160, 160)
         assert batch.embedded(backbone).shape == (2, *backbone.tokens_shape)
     assert not len(source._pixels)
+
+
+@pytest.mark.parametrize("still", [False, True])
+def test_every_step_takes_some_kept_images_besides(
+    backbone: Backbone, images: LabelledImages, store: FeatureStore, still: bool
+) -> None:
+    old = synthetic_dataset([7], train_per_class=5, test_per_class=1).train
+    config = ImageTraining(lr=0.1, epochs=1, batch_size=8, augment=STILL if still else Augment())
+    kept = Kept(old, torch.full((5,), 2), 3)
+    top = GrowingLinear(backbone.dim)
+    top.grow(3, rng())
+    columns, seen = torch.tensor(images.labels), []
+    session = on_images(backbone, images, columns, config, rng(), store, fast=top.parameters(), kept=kept)
+
+    def loss(batch: Batch) -> Tensor:
+        seen.append(batch)
+        return F.cross_entropy(top(batch.features(backbone)), batch.columns)
+
+    session.run(loss)
+    assert [b.n_new for b in seen] == [8, 4]
+    assert sorted(int(p) for b in seen for p in b.positions[: b.n_new]) == list(range(12))
+    for batch in seen:
+        assert len(set(batch.positions[batch.n_new :].tolist())) == 3
+        assert set(batch.positions[batch.n_new :].tolist()) <= set(range(12, 17))
+        assert batch.columns[batch.n_new :].tolist() == [2, 2, 2]
+    if still:
+        everything = store.features(backbone, images.joined(old))
+        assert all(torch.equal(b.rows, everything[b.positions.numpy()]) for b in seen)
+
+
+def test_no_kept_image_changes_nothing(backbone: Backbone, images: LabelledImages, store: FeatureStore) -> None:
+    config, columns = ImageTraining(lr=0.1, epochs=1, batch_size=8), torch.tensor(images.labels)
+    none = Kept(images.subset(np.arange(0)), columns[:0], 3)
+    plans = [
+        TaskImages(backbone, images, columns, config, store, [], prompted=True, kept=kept).plan(rng())
+        for kept in (None, none)
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(*plans, strict=True))

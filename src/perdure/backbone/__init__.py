@@ -1,14 +1,14 @@
 """Stock pretrained models behind one small interface."""
 
-from perdure.backbone.backbone import BUILT_IN, Backbone
+from perdure.backbone.backbone import Backbone
 from perdure.backbone.insertable import Insertable
 from perdure.backbone.names import BareNameWarning
 from perdure.backbone.passes import Passes
+from perdure.backbone.registered import backbones
 from perdure.backbone.seats import SEATS, Insertion, PromptTokens, Site
 from perdure.backbone.vit import Prompt, TokenOutput
 
 __all__ = [
-    "BUILT_IN",
     "SEATS",
     "Backbone",
     "BareNameWarning",
@@ -19,4 +19,5 @@ __all__ = [
     "PromptTokens",
     "Site",
     "TokenOutput",
+    "backbones",
 ]

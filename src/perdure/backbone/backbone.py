@@ -15,23 +15,18 @@ from timm.data import resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from perdure.backbone.default import load_default
 from perdure.backbone.device import device_of, exact_convolutions
 from perdure.backbone.insertable import Insertable
-from perdure.backbone.lite0 import load_lite0
 from perdure.backbone.names import full_timm_name
 from perdure.backbone.passes import CPU_BATCH, Passes, finite, in_cpu_batches
+from perdure.backbone.registered import load_registered, means_registered
 from perdure.backbone.settings import digest_of, settings_of, tensors_of, unusual_settings, who_computes
 from perdure.backbone.vit import Prompt, TokenOutput, check_vit, embed_patches, walk
 from perdure.backbone.weights import load_weights, timm_model
 from perdure.data.preprocess import Preprocess, preprocess_from_config
-from perdure.errors import BackboneError, ConfigError
+from perdure.errors import ConfigError
 
 PRECISIONS: Final = {"float32": None, "bfloat16": torch.bfloat16}
-BUILT_IN: Final[dict[str, Callable[[], tuple[nn.Module, Preprocess]]]] = {
-    "default": load_default,
-    "efficientnet_lite0": load_lite0,
-}
 
 
 class Backbone(Insertable):
@@ -83,9 +78,9 @@ class Backbone(Insertable):
         """A backbone by name.
 
         Args:
-            name: ``default`` (the built-in Vision Transformer) or ``efficientnet_lite0``, both offline, or any timm
-                name; give the full tag, as in ``vit_base_patch16_224.augreg_in21k``: a bare name means whatever
-                timm's default is.
+            name: ``default`` (the built-in Vision Transformer) or ``efficientnet_lite0``, both offline; one that a
+                plug-in registers; or any timm name: give the full tag, as in
+                ``vit_base_patch16_224.augreg_in21k``, for a bare name means whatever timm's default is.
             weights: a local safetensors file for the timm model ``name``.
             pretrained: ``False`` for random weights drawn with ``init_seed``.
             preset: a named preprocessing in place of the weights' own; see ``PREPROCESS_PRESETS``.
@@ -97,15 +92,12 @@ class Backbone(Insertable):
             UnknownNameError: for an unknown name or preset, with close matches.
             BackboneError: if the weights cannot be had or do not fit.
         """
-        if name == "default" and not (pretrained and weights is None):
-            got = f"pretrained={pretrained}, weights={weights}"
-            hint = "Leave both out, or name a timm model"
-            raise BackboneError("Backbone.load", "default", "loaded with its own weights", got, hint)
-        if name in BUILT_IN and pretrained and weights is None:
-            model, preprocess = BUILT_IN[name]()
+        own = pretrained and weights is None
+        if means_registered(name, own_weights=own):
+            model, preprocess = load_registered(name)
         else:
-            name = full_timm_name(name, pretrained=pretrained and weights is None)
-            model = timm_model(name, pretrained and weights is None, init_seed)
+            name = full_timm_name(name, pretrained=own)
+            model = timm_model(name, own, init_seed)
             if weights is not None:
                 load_weights(model, Path(weights))
             preprocess = preprocess_from_config(resolve_data_config({}, model=model))

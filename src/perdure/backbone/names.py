@@ -7,6 +7,7 @@ import warnings
 import timm
 from timm.models import get_pretrained_cfg, is_model, split_model_name_tag
 
+from perdure.backbone.registered import backbones
 from perdure.errors import UnknownNameError, did_you_mean
 
 
@@ -26,7 +27,7 @@ def full_timm_name(name: str, *, pretrained: bool) -> str:
     """
     architecture, tag = split_model_name_tag(name)
     if not is_model(architecture):
-        hint = did_you_mean(architecture, [*timm.list_models(), "efficientnet_lite0", "default"])
+        hint = did_you_mean(architecture, [*timm.list_models(), *backbones.names()])
         raise UnknownNameError("Backbone.load", "backbone", "a timm model", name, hint)
     known = [split_model_name_tag(full)[1] for full in timm.list_pretrained(architecture + ".*") + _bare(architecture)]
     if tag and tag not in known:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from torch import nn
 
-from perdure.errors import BackboneError
+from perdure.errors import BackboneError, told
 
 
 def timm_model(name: str, pretrained: bool, init_seed: int) -> nn.Module:
@@ -32,7 +32,7 @@ def timm_model(name: str, pretrained: bool, init_seed: int) -> nn.Module:
         try:
             model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
         except Exception as error:  # hub, network and file errors of several libraries
-            reason = silent if silent and isinstance(error, LocalEntryNotFoundError) else _told(error)
+            reason = silent if silent and isinstance(error, LocalEntryNotFoundError) else told(error)
             hint = f"Connect to the hub, give weights=FILE.safetensors, or pretrained=false ({reason})"
             raise BackboneError("Backbone.load", f"weights of {name}", "reachable", "none", hint) from error
     return model
@@ -45,7 +45,7 @@ def _why_the_hub_is_silent() -> str | None:
     try:
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception as error:  # of the hub's network library, which changes with its version
-        return f"{constants.ENDPOINT}: {_told(error)}"
+        return f"{constants.ENDPOINT}: {told(error)}"
     return None
 
 
@@ -57,11 +57,6 @@ def _hub_cache_alone() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = was
-
-
-def _told(error: Exception) -> str:
-    """An error's kind and its first line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 @contextlib.contextmanager

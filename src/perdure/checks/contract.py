@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
+from torch import Tensor
 
 from perdure.backbone import Backbone
 from perdure.checks.course import attend, attended
@@ -19,7 +24,7 @@ from perdure.checks.subject import (
     pixels,
     small_stream,
 )
-from perdure.config import load
+from perdure.config import KINDS, load, sections
 from perdure.data import LabelledImages, Task
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import NotFittedError, PerdureError, RecipeError, StreamError
@@ -37,17 +42,35 @@ def check_docstring_names_its_source(s: Subject) -> None:
 
 
 def check_config_rejects_bad_numbers(s: Subject) -> None:
-    """Every numeric setting refuses NaN, infinity and negative values, naming itself."""
-    for name, field in s.kind.Config.model_fields.items():
-        if field.annotation not in (int, float):
-            continue
-        for bad in (float("nan"), float("inf"), -1):
+    """Every number among the settings, in every kind of every section, refuses NaN, infinity and what is too small.
+
+    Too small is below a bound that the setting declares, or below zero.
+    """
+    for path, low, place in _numbers(s.kind.Config):
+        for bad in (float("nan"), float("inf"), low - 1):
             try:
-                load(s.kind.Config, {name: bad})
+                load(s.kind.Config, place(bad))
             except RecipeError as error:
-                if name in str(error):
+                if f"{path} must" in str(error):
                     continue
-            raise s.fail("Config", f"strict about {name}", bad, "Give the field a bound, e.g. Field(..., gt=0)")
+            raise s.fail("Config", f"strict about {path}", bad, "Give the field a bound, e.g. Field(..., gt=0)")
+
+
+def _numbers(model: type[BaseModel]) -> Iterator[tuple[str, float, Callable[[object], dict[str, Any]]]]:
+    """Every number's path, its least value, and what puts a value there, with the kinds of its sections."""
+    kind = {key: model.model_fields[key].default for key in KINDS if key in model.model_fields}
+    inner = sections(model)
+    for name, field in model.model_fields.items():
+        if field.annotation in (int, float, int | None, float | None):
+            bounds = [getattr(m, key) for m in field.metadata for key in ("ge", "gt") if hasattr(m, key)]
+            yield name, min([0, *bounds]), functools.partial(_put, kind, name, lambda value: value)
+        for section in inner.get(name, []):
+            for path, low, place in _numbers(section):
+                yield f"{name}.{path}", low, functools.partial(_put, kind, name, place)
+
+
+def _put(kind: dict[str, Any], name: str, place: Callable[[object], object], value: object) -> dict[str, Any]:
+    return {**kind, name: place(value)}
 
 
 def check_constructor_learns_nothing(s: Subject) -> None:
@@ -230,6 +253,31 @@ def check_works_on_another_backbone(s: Subject) -> None:
         raise s.fail("scores", "4 columns wide", tuple(scores.shape), "Take sizes from backbone.dim")
 
 
+def check_data_are_kept_if_the_tag_says_so(s: Subject) -> None:
+    """The state grows with the number of training images if, and only if, the method is tagged ``keeps_data``.
+
+    A class's statistics may grow until it has more images than features have dimensions. Plain values count too.
+    """
+    backbone, told, sizes = s.make_backbone(), s.kind.tags.keeps_data, []
+    n = 2 if told else backbone.dim + 1
+    data = synthetic_dataset(CLASS_IDS[:1], train_per_class=n + 4).train
+    for images in (data.subset(np.arange(n)), data):
+        m = s.method(backbone=backbone).fit_task(Task(0, images, CLASS_IDS[:1]))
+        sizes.append(_size(m.state_dict()))
+    got = f"{m.n_exemplars} exemplars, and {sizes[1] - sizes[0]} bytes or values more for 4 images more"
+    if (m.n_exemplars > 0 or sizes[1] > sizes[0]) != told:
+        must_be = "a keeper of training images" if told else f"without a trace of single images ({n} of a class)"
+        raise s.fail("tags.keeps_data", must_be, got, "Correct the tag, or the method")
+
+
+def _size(state: Any) -> int:
+    """Bytes of a state's tensors, and the number of its plain values."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    inner = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else None
+    return 1 if inner is None else sum(map(_size, inner))
+
+
 class _Failing:
     """An image source whose row ``bad`` cannot be read, with content of its own so that no cache knows it."""
 
@@ -241,6 +289,9 @@ class _Failing:
         if row == self._bad:
             raise OSError("this image cannot be read (planted by check_failed_task_changes_nothing)")
         return self._data.source.read(int(self._data.rows[row]))
+
+    def bytes_of(self, row: int) -> bytes:
+        return self._data.bytes_of(row)
 
     def name(self, row: int) -> str:
         return f"planted[{row}]"

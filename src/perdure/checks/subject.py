@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses as dc
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from perdure.backbone import Backbone
+from perdure.config import laid_over
 from perdure.data import LabelledImages, Stream
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
@@ -59,11 +60,12 @@ class Subject:
             seed: the method's.
             learns: with the settings of a learning check.
             backbone: its backbone; a fresh one by default.
-            settings: others; those that the method does not have are left out.
+            settings: others, wherever in its sections they are; those that the method does not have are left out.
         """
-        tags, known = self.kind.tags, self.kind.Config.model_fields
-        own = {name: value for name, value in settings.items() if name in known}
-        config = self.kind.Config(**{**tags.small, **(tags.learns if learns else {}), **own})
+        tags = self.kind.tags
+        config = self.kind.Config(**laid_over(tags.small, tags.learns if learns else {}))
+        if settings:
+            config = self.kind.Config(**_with(config.model_dump(), settings))
         return self.kind(backbone or self.make_backbone(), config, seed=seed, store=FeatureStore(self.folder))
 
     def fitted(self, stream: Stream, upto: int | None = None, method: Method[Any] | None = None) -> Method[Any]:
@@ -134,3 +136,11 @@ def scrambled_global_rngs(seed: int) -> Iterator[None]:
         torch.set_rng_state(before[0])
         np.random.set_state(before[1])
         random.setstate(before[2])
+
+
+def _with(values: Mapping[str, Any], settings: Mapping[str, object]) -> dict[str, Any]:
+    """``values`` with the keys of ``settings`` replaced, in sections too."""
+    return {
+        key: _with(value, settings) if isinstance(value, Mapping) else settings.get(key, value)
+        for key, value in values.items()
+    }

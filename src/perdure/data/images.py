@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import math
 import tempfile
 from collections import deque
@@ -25,11 +26,29 @@ KEY_BYTES = 16
 DECODE_THREADS = 2
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for a file that it cannot decode."""
+CHANGED = "It changed since the data were checked: restore or remove it"
 
 
 def content_key(data: bytes) -> bytes:
     """The 16-byte BLAKE2b hash that names an image by its content."""
     return hashlib.blake2b(data, digest_size=KEY_BYTES).digest()
+
+
+@contextlib.contextmanager
+def readable(name: str, hint: str) -> Iterator[None]:
+    """Around the reading of a file.
+
+    Args:
+        name: what to call the image.
+        hint: what to do if it cannot be read.
+
+    Raises:
+        DataError: naming the image, in place of what Pillow raises.
+    """
+    try:
+        yield
+    except UNREADABLE as error:
+        raise DataError("data", "image file", "readable", name, f"{hint} ({error})") from error
 
 
 class ImageSource(Protocol):
@@ -42,6 +61,10 @@ class ImageSource(Protocol):
 
     def read(self, row: int) -> Image.Image:
         """Image ``row``, RGB."""
+        ...
+
+    def bytes_of(self, row: int) -> bytes:
+        """A file's bytes that decode to exactly what :meth:`read` gives."""
         ...
 
     def name(self, row: int) -> str:
@@ -66,12 +89,21 @@ class FileSource:
         Raises:
             DataError: naming the file, if it is gone or cannot be decoded.
         """
-        try:
-            with Image.open(self._paths[row]) as image:
-                return image.convert("RGB")
-        except UNREADABLE as error:
-            hint = f"It changed since the data were checked ({error}): restore or remove it"
-            raise DataError("data", "image file", "readable", self.name(row), hint) from error
+        with readable(self.name(row), CHANGED), Image.open(self._paths[row]) as image:
+            return image.convert("RGB")
+
+    def bytes_of(self, row: int) -> bytes:
+        """File ``row`` as it is on disk.
+
+        Raises:
+            DataError: naming the file, if it is gone or is not the file whose key is known.
+        """
+        with readable(self.name(row), CHANGED):
+            data = Path(self._paths[row]).read_bytes()
+        if content_key(data).rstrip(b"\0") != self.keys[row]:  # NumPy gives an item without its last zero bytes
+            hint = "Restore it, or load the data again"
+            raise DataError("data", "image file", "unchanged since the data were checked", self.name(row), hint)
+        return data
 
     def name(self, row: int) -> str:
         """The file's path."""
@@ -102,9 +134,39 @@ class ArraySource:
         """Image ``row``, RGB."""
         return Image.fromarray(self._pixels[row]).convert("RGB")
 
+    def bytes_of(self, row: int) -> bytes:
+        """Image ``row`` as PNG, which loses nothing."""
+        file = io.BytesIO()
+        Image.fromarray(self._pixels[row]).save(file, "PNG")
+        return file.getvalue()
+
     def name(self, row: int) -> str:
         """The data set and the row."""
         return f"{self._title}[{row}]"
+
+
+class _JoinedSource:
+    """The images of two labelled sets, one set after the other."""
+
+    def __init__(self, first: LabelledImages, second: LabelledImages) -> None:
+        self._parts = (first, second)
+        self.keys = np.concatenate([first.keys, second.keys])
+
+    def _find(self, row: int) -> tuple[LabelledImages, int]:
+        first, second = self._parts
+        return (first, row) if row < len(first) else (second, row - len(first))
+
+    def read(self, row: int) -> Image.Image:
+        part, position = self._find(row)
+        return part.source.read(int(part.rows[position]))
+
+    def bytes_of(self, row: int) -> bytes:
+        part, position = self._find(row)
+        return part.bytes_of(position)
+
+    def name(self, row: int) -> str:
+        part, position = self._find(row)
+        return part.name(position)
 
 
 class LabelledImages:
@@ -153,6 +215,10 @@ class LabelledImages:
         """What to call the image at ``position`` in a message."""
         return self.source.name(int(self.rows[position]))
 
+    def bytes_of(self, position: int) -> bytes:
+        """The image at ``position`` as a file's bytes, which decode to the same pixels."""
+        return self.source.bytes_of(int(self.rows[position]))
+
     def subset(self, positions: np.ndarray) -> LabelledImages:
         """The images at ``positions``, in that order."""
         return LabelledImages(self.source, self.labels[positions], self.rows[positions])
@@ -160,6 +226,10 @@ class LabelledImages:
     def of_classes(self, classes: Sequence[int]) -> LabelledImages:
         """The images of ``classes``, in their present order."""
         return self.subset(np.flatnonzero(np.isin(self.labels, np.asarray(classes, dtype=np.int64))))
+
+    def joined(self, other: LabelledImages) -> LabelledImages:
+        """These images and then ``other``'s, wherever each of them are."""
+        return LabelledImages(_JoinedSource(self, other), np.concatenate([self.labels, other.labels]))
 
     def batches(
         self, preprocess: Preprocess, batch_size: int, positions: np.ndarray | None = None

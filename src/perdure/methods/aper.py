@@ -24,34 +24,33 @@ from jaxtyping import Float, Num
 from pydantic import Field
 from torch import Tensor
 
-from perdure.backbone import Backbone
+from perdure.config import MethodConfig
 from perdure.data import LabelledImages, Task
-from perdure.memory import FeatureStore
-from perdure.methods.base import Tags, methods
-from perdure.methods.base_first_session import FirstSessionMethod
+from perdure.methods.base import TRAINING, Method, Tags, methods
 from perdure.modules.gaussians import add_class_counts, add_class_sums
 from perdure.modules.heads import cosine_scores
-from perdure.train.tuning import TuningConfig, Variant
+from perdure.train.adapting import Adaptation, AdapterPart, FirstSession
+
+LOGGED = {"optimizer": {"weight_decay": 0.05}}
+ZEROS = {"variant": "vpt_deep", "prompt_init": "zeros"}
 
 
-class APERConfig(TuningConfig):
+class APERConfig(MethodConfig):
     """Settings of APER."""
 
     presets: ClassVar = {
-        "official": {"prompt_init": "zeros"},
-        "official_finetune": {"variant": "finetune", "weight_decay": 0.05},
-        "official_vpt_deep": {
-            "variant": "vpt_deep", "prompt_init": "zeros", "epochs": 5, "lr": 0.05, "batch_size": 16
-        },
-        "pilot_finetune": {"variant": "finetune", "epochs": 6, "batch_size": 128, "weight_decay": 0.05},
-        "pilot_vpt_deep": {"variant": "vpt_deep", "prompt_init": "zeros"},
-    }  # fmt: skip
+        "official": {"adapt": {"variant": "adapter"}},
+        "official_finetune": {"adapt": {"variant": "finetune", "train": LOGGED}},
+        "official_vpt_deep": {"adapt": {**ZEROS, "train": {"epochs": 5, "lr": 0.05, "batch_size": 16}}},
+        "pilot_finetune": {"adapt": {"variant": "finetune", "train": {**LOGGED, "epochs": 6, "batch_size": 128}}},
+        "pilot_vpt_deep": {"adapt": ZEROS},
+    }
 
-    variant: Variant = Field("adapter", description="what adapts to the first task")
+    adapt: Adaptation = Field(AdapterPart(), discriminator="variant", description="what adapts to the first task")
 
 
 @methods.register("aper", "adam")
-class APER(FirstSessionMethod[APERConfig]):
+class APER(Method[APERConfig]):
     """Cosine nearest class mean of [frozen; adapted] features.
 
     Raises:
@@ -61,22 +60,16 @@ class APER(FirstSessionMethod[APERConfig]):
     Config = APERConfig
     tags: ClassVar = Tags(
         adapts=True,
-        small={"epochs": 1, "batch_size": 8, "rank": 4},
-        learns={"epochs": 3, "min_scale": 1.0, "flip": False},
+        small={"adapt": {"variant": "adapter", "rank": 4, "train": {"epochs": 1, "batch_size": 8}}},
+        learns={"adapt": {"train": {"epochs": 3, "augment": {"min_scale": 1.0, "flip": False}}}},
     )
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: APERConfig | None = None,
-        *,
-        seed: int = 0,
-        store: FeatureStore | None = None,
-    ) -> None:
-        config = config or self.Config()
-        super().__init__(backbone, config, config.variant, seed=seed, store=store)
+    def setup(self) -> None:
+        """A part that has not adapted yet, and no class."""
+        self.first = FirstSession(self.backbone, self.config.adapt, self._initial())
+        self.tuned_ = self.first.part
         self.counts_ = torch.zeros(0, dtype=torch.long)  # n_c, (classes,)
-        self.sums_ = torch.zeros(0, 2 * backbone.dim, dtype=torch.float64)  # s_c of z = [f0; f1], (classes, 2d)
+        self.sums_ = torch.zeros(0, 2 * self.backbone.dim, dtype=torch.float64)  # s_c of z = [f0; f1], (classes, 2d)
 
     @property
     def prototypes(self) -> Float[Tensor, "classes two_d"]:
@@ -89,7 +82,7 @@ class APER(FirstSessionMethod[APERConfig]):
 
     def _learn(self, task: Task, rng: torch.Generator) -> None:
         columns, width, done = self.columns(task.train.labels), len(self.classes_), 0
-        self._adapt_once(task)
+        self.first.adapt(task, columns, self._generator(TRAINING), self.store)
         for z in self._merged(task.train, "train features"):
             here = columns[done : done + len(z)]
             self.sums_ = add_class_sums(self.sums_, here, z, width)
@@ -98,7 +91,7 @@ class APER(FirstSessionMethod[APERConfig]):
 
     def _merged(self, data: LabelledImages, label: str) -> Iterator[Float[Tensor, "b two_d"]]:
         """z = [f0; f1] of all images; both come from the store, the frozen half shared with every other method."""
-        frozen, adapted = (self.store.features(b, data, label=label) for b in (self.backbone, self.adapted))
+        frozen, adapted = (self.store.features(b, data, label=label) for b in (self.backbone, self.first.backbone))
         for f0, f1 in zip(frozen.batches(), adapted.batches(), strict=True):
             yield torch.cat([f0, f1], dim=1)
 
@@ -109,5 +102,5 @@ class APER(FirstSessionMethod[APERConfig]):
             yield cosine_scores(z, self.prototypes)
 
     def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        z = torch.cat([b.features(images).cpu() for b in (self.backbone, self.adapted)], dim=1)
+        z = torch.cat([b.features(images).cpu() for b in (self.backbone, self.first.backbone)], dim=1)
         return cosine_scores(z, self.prototypes)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import abc
 import copy
-import dataclasses as dc
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -23,39 +22,14 @@ from perdure.backbone import Backbone
 from perdure.config import MethodConfig
 from perdure.data import LabelledImages, Task
 from perdure.errors import CheckpointError, NotFittedError, ShapeError, StreamError
-from perdure.memory import Features, FeatureStore
+from perdure.memory import Exemplars, Features, FeatureStore
 from perdure.registry import Registry
+from perdure.tags import Tags as Tags
 from perdure.types import Event
 
 C = TypeVar("C", bound=MethodConfig)
+INITIAL, TRAINING = 2**32 - 1, 2**32 - 2  # random streams; those of tasks are their indices
 State = dict[str, Any]
-
-
-@dc.dataclass(frozen=True, slots=True)
-class Tags:
-    """What a method promises and needs.
-
-    Args:
-        split_invariant: the final predictions do not depend on how the data are cut into tasks.
-        trains_backbone: it trains weights of its own copy of the backbone, so its features cannot be cached.
-        adapts: it trains parts inserted into a view of the backbone, or a copy, whose features are kept afterwards.
-        prompted: it sends images through the frozen backbone together with prompts, anew after every task.
-        keeps_data: it stores something per training image (counted in its stored bytes).
-        depends_on_test_batch: an image's scores depend on the images tested with it; reported beside every number.
-        small: configuration for the common checks, quick on a tiny random backbone.
-        learns: changes to ``small`` where a check asks the method to learn an easy task well.
-        expected_failures: check name to the reason why this method cannot pass it.
-    """
-
-    split_invariant: bool = False
-    trains_backbone: bool = False
-    adapts: bool = False
-    prompted: bool = False
-    keeps_data: bool = False
-    depends_on_test_batch: bool = False
-    small: Mapping[str, Any] = dc.field(default_factory=dict)
-    learns: Mapping[str, Any] = dc.field(default_factory=dict)
-    expected_failures: Mapping[str, str] = dc.field(default_factory=dict)
 
 
 class Method(abc.ABC, Generic[C]):
@@ -72,18 +46,17 @@ class Method(abc.ABC, Generic[C]):
     tags: ClassVar[Tags] = Tags()
 
     def __init__(
-        self,
-        backbone: Backbone,
-        config: C | None = None,
-        *,
-        seed: int = 0,
-        store: FeatureStore | None = None,
+        self, backbone: Backbone, config: C | None = None, *, seed: int = 0, store: FeatureStore | None = None
     ) -> None:
         self.backbone, self.seed = backbone, seed
         self.config: C = config if config is not None else self.Config()  # type: ignore[assignment]
         self.store = store if store is not None else FeatureStore()
         self.classes_: list[int] = []  # column -> class id, in order of arrival
         self.tasks_seen_: int = 0
+        self.setup()
+
+    def setup(self) -> None:
+        """Makes what is learned, empty, and all else that a task needs, from ``backbone``, ``config`` and ``seed``."""
 
     @property
     def depends_on_test_batch(self) -> bool:
@@ -126,16 +99,13 @@ class Method(abc.ABC, Generic[C]):
         """
         self._require_fitted("scores")
         if images.ndim != 4 or images.shape[1] != 3:
-            name, got = f"{type(self).__name__}.scores", tuple(images.shape)
-            raise ShapeError(name, "images", "of shape (batch, 3, height, width)", got, "Stack RGB images")
+            name, must_be = f"{type(self).__name__}.scores", "of shape (batch, 3, height, width)"
+            raise ShapeError(name, "images", must_be, tuple(images.shape), "Stack RGB images")
         with torch.no_grad():
             return self._scores(images)
 
     def scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
         """The scores of a whole data set, in order, some rows at a time; equal to :meth:`scores` of its images.
-
-        Args:
-            data: images; their labels are not looked at.
 
         Raises:
             NotFittedError: before the first task.
@@ -162,11 +132,7 @@ class Method(abc.ABC, Generic[C]):
         return ids[torch.cat([torch.zeros(0, dtype=torch.long), *(s.cpu().argmax(1) for s in chunks)])]
 
     def selection_of(self, data: LabelledImages) -> Float[Tensor, " slots"] | None:
-        """How often each prompt is chosen for ``data``, as shares of 1; None for a method that does not choose.
-
-        Args:
-            data: images; their labels are not looked at.
-        """
+        """How often each prompt is chosen for ``data``, as shares of 1; None for a method that does not choose."""
         return None
 
     def columns(self, labels: np.ndarray) -> Int[Tensor, " n"]:
@@ -181,8 +147,13 @@ class Method(abc.ABC, Generic[C]):
 
     def learned_parameters(self) -> int:
         """How many numbers were fitted and are used in a prediction: trained parameters, or a closed-form head."""
-        modules = [v for v in self._learned().values() if isinstance(v, nn.Module)]
-        return sum(p.numel() for m in modules for p in m.parameters())
+        return sum(p.numel() for m in self._learned().values() if isinstance(m, nn.Module) for p in m.parameters())
+
+    @property
+    def n_exemplars(self) -> int:
+        """How many training images are kept, in all :class:`~perdure.memory.Exemplars` that were learned."""
+        modules = [m for v in self._learned().values() if isinstance(v, nn.Module) for m in v.modules()]
+        return sum(len(m) for m in modules if isinstance(m, Exemplars))
 
     def state_dict(self) -> State:
         """Everything learned: tensors, module states, and plain values."""
@@ -235,6 +206,10 @@ class Method(abc.ABC, Generic[C]):
         """A CPU generator for one purpose, independent of the global one and of the other purposes'."""
         words = np.random.SeedSequence([self.seed, stream]).generate_state(2, np.uint32)
         return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+
+    def _initial(self, part: int = 0) -> torch.Generator:
+        """For initial values, of one part or of several."""
+        return self._generator(INITIAL - part)
 
     def _learned(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if k.endswith("_")}

@@ -26,30 +26,34 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure.backbone import Backbone
+from perdure.config import MethodConfig
 from perdure.data import LabelledImages, Task
-from perdure.memory import FeatureStore
-from perdure.methods.base import Tags, methods
-from perdure.methods.base_adapters import AdapterMethod
+from perdure.methods.base import Method, Tags, methods
 from perdure.modules.gaussians import add_class_counts, add_class_sums
-from perdure.train.tuning import TuningConfig, adapt
+from perdure.train.adapting import AdapterPart, AdapterStack, adapt
 
 FILES = {"rank": 64}
 
 
-class EASEConfig(TuningConfig):
+def train(lr: float, epochs: int = 20, batch_size: int = 48, weight_decay: float = 5e-4) -> dict[str, Any]:
+    """What the presets set of the section ``adapter.train``."""
+    return {"lr": lr, "epochs": epochs, "batch_size": batch_size, "optimizer": {"weight_decay": weight_decay}}
+
+
+class EASEConfig(MethodConfig):
     """Settings of EASE."""
 
     presets: ClassVar = {
         "paper": {},
-        "official_cifar100": {**FILES, "lr": 0.025},
-        "official_imagenet_r": {**FILES, "lr": 0.05, "batch_size": 16, "weight_decay": 0.005},
-        "official_cub": {**FILES, "lr": 0.008, "batch_size": 32, "alpha": 0.05},
-        "official_imagenet_a": {**FILES, "lr": 0.05, "batch_size": 32, "weight_decay": 0.005},
-        "official_objectnet": {**FILES, "epochs": 25, "lr": 0.05, "weight_decay": 0.005, "alpha": 0.2},
-        "official_vtab": {"epochs": 45, "lr": 0.03, "batch_size": 16, "weight_decay": 0.005},
+        "official_cifar100": {"adapter": {**FILES, "train": train(0.025)}},
+        "official_imagenet_r": {"adapter": {**FILES, "train": train(0.05, batch_size=16, weight_decay=0.005)}},
+        "official_cub": {"adapter": {**FILES, "train": train(0.008, batch_size=32)}, "alpha": 0.05},
+        "official_imagenet_a": {"adapter": {**FILES, "train": train(0.05, batch_size=32, weight_decay=0.005)}},
+        "official_objectnet": {"adapter": {**FILES, "train": train(0.05, 25, weight_decay=0.005)}, "alpha": 0.2},
+        "official_vtab": {"adapter": {"train": train(0.03, 45, 16, 0.005)}},
     }
 
-    rank: int = Field(16, ge=1, description="width of an adapter's bottleneck (r)")
+    adapter: AdapterPart = Field(AdapterPart(rank=16), description="of every task")
     alpha: float = Field(0.1, ge=0, description="weight of the subspaces of other tasks")
     beta: float = Field(0.0, ge=0, description="weight of the bare backbone's own cosine; 0: it is left out")
     reweight: Literal["code", "paper"] = Field("code", description="code divides alpha by T - 1")
@@ -57,30 +61,24 @@ class EASEConfig(TuningConfig):
 
 
 @methods.register("ease")
-class EASE(AdapterMethod[EASEConfig]):
+class EASE(Method[EASEConfig]):
     """score_c(x) = cos(f_b, P_cb) + alpha / (T - 1) * sum over k != b of cos(f_k, P_ck), b the class's task."""
 
     Config = EASEConfig
     tags: ClassVar = Tags(
         adapts=True,
-        small={"epochs": 1, "batch_size": 8, "rank": 2},
-        learns={"epochs": 3, "min_scale": 1.0, "flip": False},
+        small={"adapter": {"rank": 2, "train": {"epochs": 1, "batch_size": 8}}},
+        learns={"adapter": {"train": {"epochs": 3, "augment": {"min_scale": 1.0, "flip": False}}}},
     )
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: EASEConfig | None = None,
-        *,
-        seed: int = 0,
-        store: FeatureStore | None = None,
-    ) -> None:
-        super().__init__(backbone, config, seed=seed, store=store)
+    def setup(self) -> None:
+        """No adapter and no class yet."""
+        self.adapters_ = AdapterStack(self.backbone, self.config.adapter, self._initial)
         self.slot_columns_: list[int] = []  # of each class of each task
         self.slot_tasks_: list[int] = []
         self.counts_ = torch.zeros(0, dtype=torch.long)  # (slots,)
         self.sums_: list[Tensor] = []  # of each subspace k: (slots, d) float64, zero for slots of tasks before k
-        self.frozen_sums_ = torch.zeros(0, backbone.dim, dtype=torch.float64)  # of the bare backbone, for beta > 0
+        self.frozen_sums_ = torch.zeros(0, self.backbone.dim, dtype=torch.float64)  # of the bare backbone, for beta > 0
         self._completed: tuple[object, Tensor] | None = None
 
     def learned_parameters(self) -> int:
@@ -89,17 +87,15 @@ class EASE(AdapterMethod[EASEConfig]):
         return super().learned_parameters() + real * self.backbone.dim + self.frozen_sums_.numel()
 
     def _learn(self, task: Task, rng: torch.Generator) -> None:
-        self._add_adapter(task.index)
-        columns = self.columns(task.train.labels)
-        patches = self.store.training_patches(self.views[-1], task.train, self.config.augments)
-        options: Any = {"patches": patches, "progress": self.store.progress}
-        adapt(self.views[-1], self.adapters_[-1], task.train, columns, self.config, rng, **options)
+        columns, c = self.columns(task.train.labels), self.config.adapter.train
+        self.adapters_.add()
+        adapt(self.adapters_.views[-1], self.adapters_[-1], task.train, columns, c, rng, self.store)
         mine, slots = columns.unique(return_inverse=True)
         slots, width = slots + len(self.slot_columns_), len(self.slot_columns_) + len(mine)
         self.slot_columns_ = [*self.slot_columns_, *mine.tolist()]
         self.slot_tasks_ = [*self.slot_tasks_, *[task.index] * len(mine)]
         self.counts_ = add_class_counts(self.counts_, slots, width)
-        subspaces = zip([*self.sums_, self.frozen_sums_[:0]], self.views, strict=True)
+        subspaces = zip([*self.sums_, self.frozen_sums_[:0]], self.adapters_.views, strict=True)
         self.sums_ = [self._with(sums, view, task.train, slots, width) for sums, view in subspaces]
         if self.config.beta:
             self.frozen_sums_ = self._with(self.frozen_sums_, self.backbone, task.train, slots, width)
@@ -135,7 +131,7 @@ class EASE(AdapterMethod[EASEConfig]):
 
     @property
     def _embedders(self) -> list[Backbone]:
-        return [*self.views[: self.tasks_seen_], *[self.backbone] * (self.config.beta > 0)]
+        return [*self.adapters_.views[: self.tasks_seen_], *[self.backbone] * (self.config.beta > 0)]
 
     def _ensemble(self, features: Float[Tensor, "subspaces b d"]) -> Float[Tensor, "b classes"]:
         c, n, f = self.config, len(self.sums_), F.normalize(features.double(), dim=2)

@@ -28,27 +28,27 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure.backbone import Backbone
+from perdure.config import MethodConfig
 from perdure.data import Task
 from perdure.errors import ConfigError
-from perdure.memory import Features, FeatureStore
-from perdure.methods.base import FeatureMethod, Tags, methods
-from perdure.methods.base_first_session import FirstSessionMethod
+from perdure.memory import Features
+from perdure.methods.base import TRAINING, FeatureMethod, Tags, methods
 from perdure.modules.gaussians import Gaussians, add_class_sums, tukey
 from perdure.modules.mahalanobis import JITTER, Dense, LowRank, Metric, shrinkage
-from perdure.train.tuning import TuningConfig, Variant
+from perdure.train.adapting import Adaptation, FirstSession
 
 PILOT_RIDGE = 100.0
 
 
-class FeCAMConfig(TuningConfig):
-    """Settings of FeCAM; those of training on images are for an adaptation to the first task."""
+class FeCAMConfig(MethodConfig):
+    """Settings of FeCAM."""
 
     presets: ClassVar = {
         "paper": {},
         "paper_imagenet_r": {"shrink_diagonal": 10.0, "shrink_off_diagonal": 10.0},
         "paper_core50": {"returning": "half"},
         "paper_cnn": {"features": "tukey", "shrink_diagonal": 3.0, "shrink_off_diagonal": 3.0},
-        "pilot": {"features": "raw", "normalise": "pilot", "adapt": "adapter"},
+        "pilot": {"features": "raw", "normalise": "pilot", "adapt": {"variant": "adapter"}},
     }
 
     features: Literal["unit", "raw", "tukey"] = Field(
@@ -69,11 +69,13 @@ class FeCAMConfig(TuningConfig):
         "of the new images, half each (the released CORe50 script's, in which old domains fade)",
     )
     log_determinant: bool = Field(False, description="add it to distances: with normalise=none, a Gaussian classifier")
-    adapt: Literal["none"] | Variant = Field("none", description="what adapts to the first task")
+    adapt: Adaptation | None = Field(
+        None, discriminator="variant", description="what adapts to the first task; none: nothing"
+    )
 
 
 @methods.register("fecam")
-class FeCAM(FirstSessionMethod[FeCAMConfig], FeatureMethod[FeCAMConfig]):
+class FeCAM(FeatureMethod[FeCAMConfig]):
     """score_c(x) = -(x~ - m~_c)ᵀ R_c⁻¹ (x~ - m~_c).
 
     Raises:
@@ -84,24 +86,28 @@ class FeCAM(FirstSessionMethod[FeCAMConfig], FeatureMethod[FeCAMConfig]):
     Config = FeCAMConfig
     tags: ClassVar = Tags(split_invariant=True)
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: FeCAMConfig | None = None,
-        *,
-        seed: int = 0,
-        store: FeatureStore | None = None,
-    ) -> None:
-        c = config or self.Config()
-        super().__init__(backbone, c, c.adapt, seed=seed, store=store)
+    def setup(self) -> None:
+        """No class yet.
+
+        Raises:
+            ConfigError: if the shrinkage could make a covariance indefinite.
+        """
+        c, d = self.config, self.backbone.dim
         if c.shrink_diagonal < c.shrink_off_diagonal:
             got, hint = c.shrink_off_diagonal, "Raise method.shrink_diagonal"
             must_be = f"at most shrink_diagonal = {c.shrink_diagonal}"
             raise ConfigError("FeCAM", "shrink_off_diagonal", must_be, got, hint)
-        self.gaussians_ = Gaussians(backbone.dim)  # of t(phi)
-        self.raw_sums_ = torch.zeros(0, backbone.dim, dtype=torch.float64)  # of tukey: t(m_c) is of the raw mean
-        self.mixed_ = torch.zeros(0, backbone.dim, dtype=torch.float64)  # Z with ZᵀZ the mix of common_released, (k, d)
+        self.first = FirstSession(self.backbone, c.adapt, self._initial())
+        self.tuned_ = self.first.part
+        self.gaussians_ = Gaussians(d)  # of t(phi)
+        self.raw_sums_ = torch.zeros(0, d, dtype=torch.float64)  # of tukey: t(m_c) is of the raw mean
+        self.mixed_ = torch.zeros(0, d, dtype=torch.float64)  # Z with ZᵀZ the mix of common_released, (k, d)
         self._metrics: dict[int, tuple[Tensor, Metric]] = {}  # column -> (the tensor it was made from, R_c⁻¹)
+
+    @property
+    def embedder(self) -> Backbone:
+        """The backbone as it adapted."""
+        return self.first.backbone
 
     def learned_parameters(self) -> int:
         """What adapted, the means and the factors of the scatters."""
@@ -109,7 +115,7 @@ class FeCAM(FirstSessionMethod[FeCAMConfig], FeatureMethod[FeCAMConfig]):
         return super().learned_parameters() + g.means.numel() + sum(f.numel() for f in [*g.factors, self.mixed_])
 
     def _learn(self, task: Task, rng: torch.Generator) -> None:
-        self._adapt_once(task)
+        self.first.adapt(task, self.columns(task.train.labels), self._generator(TRAINING), self.store)
         super()._learn(task, rng)
 
     def _learn_features(self, features: Features, columns: Int[Tensor, " n"], rng: torch.Generator) -> None:

@@ -11,7 +11,6 @@ Cost: one pass per image ever; keeps 4 d + 8 bytes per training image; ``epochs`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -20,21 +19,21 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from perdure.backbone import Backbone
 from perdure.config import MethodConfig
-from perdure.memory import Features, FeatureStore
+from perdure.memory import Features
 from perdure.methods.base import FeatureMethod, Tags, methods
 from perdure.modules.heads import GrowingLinear, linear_scores
-from perdure.train.loop import shuffled, train
+from perdure.train.batches import Rows
+from perdure.train.session import Session
+from perdure.train.settings import AdamW, Training
+
+TRAIN = Training(lr=3e-4, epochs=20, batch_size=128, optimizer=AdamW(weight_decay=1e-2))
 
 
 class JointConfig(MethodConfig):
     """Settings of the linear probe."""
 
-    lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
-    epochs: int = Field(20, ge=1, description="passes over all cached features, per task")
-    batch_size: int = Field(128, ge=1, description="features per step")
-    weight_decay: float = Field(1e-2, ge=0, description="of weights and biases")
+    train: Training = Field(TRAIN, description="of the head, on all cached features, at every task")
 
 
 @methods.register("joint")
@@ -42,22 +41,15 @@ class Joint(FeatureMethod[JointConfig]):
     """Logistic regression on everything seen, from scratch at every task."""
 
     Config = JointConfig
-    tags: ClassVar = Tags(keeps_data=True, learns={"lr": 0.03})
+    tags: ClassVar = Tags(keeps_data=True, learns={"train": {"lr": 0.03}})
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: JointConfig | None = None,
-        *,
-        seed: int = 0,
-        store: FeatureStore | None = None,
-    ) -> None:
-        super().__init__(backbone, config, seed=seed, store=store)
-        self.features_ = torch.zeros(0, backbone.dim)  # (n, d) of every image seen
+    def setup(self) -> None:
+        """Nothing kept, and no head."""
+        self.features_ = torch.zeros(0, self.backbone.dim)  # (n, d) of every image seen
         self.columns_ = torch.zeros(0, dtype=torch.long)  # (n,)
-        self.mean_ = torch.zeros(backbone.dim)
-        self.scale_ = torch.ones(backbone.dim)
-        self.head_ = GrowingLinear(backbone.dim)
+        self.mean_ = torch.zeros(self.backbone.dim)
+        self.scale_ = torch.ones(self.backbone.dim)
+        self.head_ = GrowingLinear(self.backbone.dim)
 
     def _learn_features(self, features: Features, columns: Int[Tensor, " n"], rng: torch.Generator) -> None:
         self.features_ = torch.cat([self.features_, *features.batches()])
@@ -72,19 +64,13 @@ class Joint(FeatureMethod[JointConfig]):
         self.head_.cpu()
 
     def _train(self, head: GrowingLinear, rng: torch.Generator) -> None:
-        c, device, n = self.config, self.backbone.device, len(self.columns_)
-
         def loss(rows: Tensor) -> Tensor:
-            x = self._standardised(self.features_[rows]).to(device)
-            return F.cross_entropy(head(x), self.columns_[rows].to(device))
+            x = self._standardised(self.features_[rows]).to(self.backbone.device)
+            return F.cross_entropy(head(x), self.columns_[rows].to(x.device))
 
-        epochs: Iterator[Iterator[Tensor]] = (shuffled(n, c.batch_size, rng) for _ in range(c.epochs))
-        n_steps = c.epochs * -(-n // c.batch_size)
-        with torch.enable_grad():
-            train(
-                loss, head.parameters(), epochs,
-                n_steps=n_steps, lr=c.lr, optimizer="adamw", weight_decay=c.weight_decay,
-            )  # fmt: skip
+        c = self.config.train
+        rows = Rows(len(self.columns_), c)
+        Session(rows, c, rng, fast=head.parameters(), stage="linear probe", progress=self.store.progress).run(loss)
 
     def _scores_from_features(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
         return linear_scores(self._standardised(features), self.head_)

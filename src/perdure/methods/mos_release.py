@@ -30,9 +30,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from perdure.backbone import Backbone
 from perdure.backbone.passes import finite
 from perdure.data import LabelledImages, Task
-from perdure.memory import FeatureStore
 from perdure.methods.base import Method, Tags, methods
-from perdure.methods.mos import MOS, MOSConfig
+from perdure.methods.mos import MOS
 from perdure.modules.adapter import Adapter
 from perdure.modules.merging import pull_on_use
 
@@ -56,24 +55,21 @@ class MOSRelease(MOS):
         },
     )
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: MOSConfig | None = None,
-        *,
-        seed: int = 0,
-        store: FeatureStore | None = None,
-    ) -> None:
-        super().__init__(backbone, config, seed=seed, store=store)
+    def setup(self) -> None:
+        """As in MOS, and no stored sum."""
+        super().setup()
         self.prefix_ = torch.zeros(0)  # S_t = A_0 + … + A_t as they were stored, (tasks, parameters), float64
         self.working_ = torch.zeros(0)  # W, which training goes on from, (parameters,)
 
-    def _add_adapter(self, task: int) -> None:
-        super()._add_adapter(task)
+    def _added(self, task: int) -> None:
+        """From the second task on, an adapter is pulled towards its predecessors' mean whenever it is used."""
         if task:
-            if len(self.working_):
-                vector_to_parameters(self.working_.to(self.backbone.device), self.adapters_[-1].parameters())
-            pull_on_use(_blocks(self.adapters_[-1]), lambda: self._mean(task), self.config.merge)
+            pull_on_use(_blocks(self.adapters_[task]), lambda: self._mean(task), self.config.merge)
+
+    def _train_adapter(self, task: Task, columns: Int[Tensor, " n"], rng: torch.Generator) -> None:
+        if task.index:  # goes on from W
+            vector_to_parameters(self.working_.to(self.backbone.device), self.adapters_[-1].parameters())
+        super()._train_adapter(task, columns, rng)
 
     def _mean_adapter(self) -> list[Tensor]:
         return self._mean(len(self.adapters_) - 1)
@@ -97,7 +93,7 @@ class MOSRelease(MOS):
         vector_to_parameters(stored, adapter.parameters())
 
     def _embedded(self, task: int, data: LabelledImages) -> Float[Tensor, "n d"]:
-        view, size, parts = self.views[task], self.config.batch_size, [np.arange(len(data))]
+        view, size, parts = self.adapters_.views[task], self.config.adapter.train.batch_size, [np.arange(len(data))]
         if task:  # for statistics; class means are taken under A_0, which no pull moves
             columns = self.columns(data.labels)
             size, parts = STATISTICS * size, [(columns == c).nonzero()[:, 0].numpy() for c in columns.unique()]
@@ -127,10 +123,10 @@ class MOSRelease(MOS):
 
     @property
     def _test_batch(self) -> int:
-        return self.config.batch_size
+        return self.config.adapter.train.batch_size
 
     def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        table = [_passed(view, images) for view in self.views[: self.tasks_seen_]]  # every adapter once
+        table = [_passed(view, images) for view in self.adapters_.views[: self.tasks_seen_]]  # every adapter once
         return self._ensemble(lambda task, positions: table[task][positions], len(images))
 
 

@@ -2,19 +2,16 @@
 
 Source: McDonnell, Gong, Parvaneh, Abbasnejad & van den Hengel, "RanPAC: Random Projections and Pre-trained Models for
     Continual Learning", NeurIPS 2023 (arXiv 2307.02251), Algorithm 1.
-Deviations: phase 1, the adaptation to the first task, is off unless ``adapt`` says which (the presets do; the paper's
-    choice differs by data set); it is APER's. Statistics and solves are float64; λ is chosen by the dual where that is
-    cheaper, with the same result. ``ridge=fixed`` (no choice, invariant to the cut into tasks) and
-    ``ridge=cumulative`` (chosen on held-out statistics of all tasks) are extensions.
-    The published choice of λ (``per_task``) sees the last task alone: on tasks of two easy classes it may take a
-    λ near zero and cost some points over all classes; ``cumulative`` does not. A λ that is numerically zero beside G
-    moves up its grid, and a task of one class keeps the last λ.
-    Preset ``pilot``, of CIFAR-100, scores by cosine with the columns of W, as LAMDA-PILOT does.
+Deviations: statistics and solves are float64; the dual chooses lambda where it is cheaper, with the same result.
+    - Phase 1 is APER's and off; the presets have it, for the paper chooses it by data set (``adapt``).
+    - ``ridge=fixed`` and ``ridge=cumulative`` are extensions; ``per_task``, as published, sees the last task alone and
+      may cost some points on tasks of two easy classes.
+    - A lambda that is numerically zero beside G moves up its grid; a task of one class keeps the last one.
+    - Preset ``pilot`` scores by cosine with the columns of W, as LAMDA-PILOT does.
 Use when: a frozen backbone and no exemplars, especially with many classes. Relations: SimpleCIL is the same without
     decorrelation, APER without ridge; with projection_dim=0 this is ridge regression on the raw features.
-Cost: one pass per image ever, and phase 1's training passes; per task n M² + n d M operations and, at the first
-    prediction, M³/3. State: 4 M² bytes of Gram matrix + 8 M per class + 4 d M, i.e. 480 MB for M = 10 000,
-    d = 1280, 101 classes (twice the Gram for ``cumulative``); the solve holds another 8 M² bytes.
+Cost: one pass per image ever, and phase 1's; per task n M² + n d M operations and, at the first prediction, M³/3.
+    State: 4 M² bytes of Gram matrix (twice for ``cumulative``) + 8 M per class + 4 d M; a solve holds 8 M² more.
 """
 
 from __future__ import annotations
@@ -28,10 +25,10 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure.backbone import Backbone
+from perdure.config import MethodConfig
 from perdure.data import Task
-from perdure.memory import Features, FeatureStore
-from perdure.methods.base import FeatureMethod, Tags, methods
-from perdure.methods.base_first_session import FirstSessionMethod
+from perdure.memory import Features
+from perdure.methods.base import TRAINING, FeatureMethod, Tags, methods
 from perdure.modules.gaussians import add_class_counts
 from perdure.modules.heads import cosine_scores
 from perdure.modules.ridge import (
@@ -44,23 +41,25 @@ from perdure.modules.ridge import (
     validation_losses_dual,
     validation_losses_primal,
 )
-from perdure.train.tuning import TuningConfig, Variant
+from perdure.train.adapting import Adaptation, FirstSession
 
 GRID = tuple(10.0**k for k in range(-8, 9))
 ROWS = 512  # lifted rows held at once: 41 MB at M = 10 000
 
 
-class RanPACConfig(TuningConfig):
-    """Settings of RanPAC; those of training on images are for phase 1."""
+class RanPACConfig(MethodConfig):
+    """Settings of RanPAC."""
 
     presets: ClassVar = {
-        "paper": {"adapt": "adapter"},
-        "paper_ssf": {"adapt": "ssf"},  # ImageNet-R, ImageNet-A, VTAB
-        "paper_vpt": {"adapt": "vpt_deep", "prompt_init": "zeros"},  # OmniBenchmark, Cars
-        "pilot": {"adapt": "adapter", "head": "cosine"},
+        "paper": {"adapt": {"variant": "adapter"}},
+        "paper_ssf": {"adapt": {"variant": "ssf"}},  # ImageNet-R, ImageNet-A, VTAB
+        "paper_vpt": {"adapt": {"variant": "vpt_deep", "prompt_init": "zeros"}},  # OmniBenchmark, Cars
+        "pilot": {"adapt": {"variant": "adapter"}, "head": "cosine"},
     }
 
-    adapt: Literal["none"] | Variant = Field("none", description="what adapts to the first task (phase 1)")
+    adapt: Adaptation | None = Field(
+        None, discriminator="variant", description="what adapts to the first task (phase 1); none: nothing"
+    )
     projection_dim: int = Field(10_000, ge=0, description="M, random features; 0: none, h = f")
     ridge: Literal["per_task", "fixed", "cumulative"] = Field("per_task", description="how lambda is set")
     ridge_value: float = Field(1e5, gt=0, description="lambda for ridge=fixed")
@@ -69,7 +68,7 @@ class RanPACConfig(TuningConfig):
 
 
 @methods.register("ranpac")
-class RanPAC(FirstSessionMethod[RanPACConfig], FeatureMethod[RanPACConfig]):
+class RanPAC(FeatureMethod[RanPACConfig]):
     """h = ReLU(f W_R); W_o = (G + λI)⁻¹ Q with G = Σ h hᵀ and Q = Σ h yᵀ.
 
     Raises:
@@ -79,34 +78,35 @@ class RanPAC(FirstSessionMethod[RanPACConfig], FeatureMethod[RanPACConfig]):
     Config = RanPACConfig
     tags: ClassVar = Tags(small={"projection_dim": 64})
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: RanPACConfig | None = None,
-        *,
-        seed: int = 0,
-        store: FeatureStore | None = None,
-    ) -> None:
-        config = config or self.Config()
-        super().__init__(backbone, config, config.adapt, seed=seed, store=store)
-        self.m = self.config.projection_dim or backbone.dim
-        rng = torch.Generator().manual_seed(seed)
-        self.projection_ = torch.randn(backbone.dim, self.config.projection_dim, generator=rng)  # W_R, (d, M)
+    def setup(self) -> None:
+        """W_R, and no image yet."""
+        c, d = self.config, self.backbone.dim
+        self.first = FirstSession(self.backbone, c.adapt, self._initial())
+        self.tuned_ = self.first.part
+        self.m = c.projection_dim or d
+        self.projection_ = torch.randn(
+            d, c.projection_dim, generator=torch.Generator().manual_seed(self.seed)
+        )  # (d, M)
         self.gram_ = packed_gram(self.m)  # G of all images
         self.sums_ = torch.zeros(self.m, 0, dtype=torch.float64)  # Q, (M, classes)
         self.counts_ = torch.zeros(0, dtype=torch.long)  # n_c, (classes,)
         self.ridges_: list[float] = []  # lambda after each task
-        self.val_gram_ = packed_gram(self.m if self.config.ridge == "cumulative" else 0)
+        self.val_gram_ = packed_gram(self.m if c.ridge == "cumulative" else 0)
         self.val_sums_ = torch.zeros(self.m, 0, dtype=torch.float64)
         self.n_val_ = 0
         self._solved: tuple[Tensor, Tensor] | None = None  # (the sums it was solved for, W_o)
+
+    @property
+    def embedder(self) -> Backbone:
+        """The backbone as it adapted."""
+        return self.first.backbone
 
     def learned_parameters(self) -> int:
         """What adapted, and the head W_o; the random projection is not learned."""
         return super().learned_parameters() + self.sums_.numel()
 
     def _learn(self, task: Task, rng: torch.Generator) -> None:
-        self._adapt_once(task)
+        self.first.adapt(task, self.columns(task.train.labels), self._generator(TRAINING), self.store)
         super()._learn(task, rng)
 
     def lift(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:

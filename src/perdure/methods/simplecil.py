@@ -17,9 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from perdure.backbone import Backbone
 from perdure.config import MethodConfig
-from perdure.memory import Features, FeatureStore
+from perdure.memory import Features
 from perdure.methods.base import FeatureMethod, Tags, methods
 from perdure.modules.gaussians import add_class_counts, add_class_sums
 from perdure.modules.heads import cosine_scores
@@ -36,17 +35,10 @@ class SimpleCIL(FeatureMethod[SimpleCILConfig]):
     Config = SimpleCILConfig
     tags: ClassVar = Tags(split_invariant=True)
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: SimpleCILConfig | None = None,
-        *,
-        seed: int = 0,
-        store: FeatureStore | None = None,
-    ) -> None:
-        super().__init__(backbone, config, seed=seed, store=store)
+    def setup(self) -> None:
+        """No class yet."""
         self.counts_ = torch.zeros(0, dtype=torch.long)  # n_c, (classes,)
-        self.sums_ = torch.zeros(0, backbone.dim, dtype=torch.float64)  # s_c, (classes, d)
+        self.sums_ = torch.zeros(0, self.backbone.dim, dtype=torch.float64)  # s_c, (classes, d)
 
     @property
     def prototypes(self) -> Float[Tensor, "classes d"]:

@@ -27,47 +27,59 @@ from jaxtyping import Float, Int, Num
 from pydantic import Field
 from torch import Tensor, nn
 
-from perdure.backbone import Backbone
+from perdure.config import MethodConfig
 from perdure.data import Task
-from perdure.memory import FeatureStore
 from perdure.methods.base import Method, Tags, methods
 from perdure.modules.gaussians import Gaussians
 from perdure.modules.heads import GrowingLinear, linear_scores
 from perdure.modules.losses import norm_scaled
-from perdure.train.alignment import align
-from perdure.train.loop import ScheduleName, train
-from perdure.train.tuning import ImageBatch, TuningConfig, image_epochs, learning
+from perdure.train.alignment import Alignment, Samples, align
+from perdure.train.batches import Batch
+from perdure.train.session import on_images
+from perdure.train.settings import SGD, Augment, ImageTraining, Milestone
 
-PAPER: dict[str, Any] = {"reset_final_norm": True, "min_scale": 0.08}
+TRAIN = ImageTraining(
+    lr=0.01, epochs=20, batch_size=128, optimizer=SGD(weight_decay=5e-4), schedule=Milestone(milestone=18),
+    augment=Augment(min_scale=0.5),
+)  # fmt: skip
+LONG = {"epochs": 50, "schedule": {"milestone": 40}}
 
 
-class SLCAConfig(TuningConfig):
-    """Settings of SLCA; ``lr`` is the heads'."""
+class SLCAAlignment(Alignment):
+    """Settings of the alignment of SLCA's heads."""
 
-    presets: ClassVar = {
-        "paper": PAPER,
-        "paper_imagenet_r": {**PAPER, "epochs": 50, "milestone": 40},
-        "paper_cub": {**PAPER, "resize": 300, "epochs": 50, "milestone": 40},
-        "paper_cars": {**PAPER, "resize": 300, "epochs": 50, "milestone": 40, "tau": 0.05},
-        "pilot": {"min_scale": 0.05, "batch_size": 64, "align_epochs": 3},
-        "pilot_imagenet_r": {
-            "min_scale": 0.05, "batch_size": 64, "align_epochs": 3, "epochs": 5, "milestone": 40
-        },
-    }  # fmt: skip
-
-    batch_size: int = Field(128, ge=1, description="images per step")
-    min_scale: float = Field(0.5, gt=0, le=1, description="smallest area a random crop keeps; 1: no crop")
-    schedule: ScheduleName = Field("milestone", description="of both learning rates")
-    milestone: int | None = Field(18, ge=1, validate_default=True, description="epoch from which they are a tenth")
-    slow: float = Field(0.01, ge=0, le=1, description="the backbone's learning rate, in units of the heads'")
-    reset_final_norm: bool = Field(False, description="forget the final norm's weights at first")
-    align_epochs: int = Field(5, ge=0, description="epochs of the alignment, with as many steps as classes; 0: none")
-    align_lr: float = Field(0.01, gt=0, description="peak learning rate of the alignment, SGD, falling by epoch")
-    align_batch: int = Field(256, ge=1, description="samples per step")
+    epochs: int = Field(5, ge=1, description="with fresh samples each, and with as many steps as classes")
+    lr: float = Field(0.01, gt=0, description="peak learning rate, SGD, falling by epoch")
+    batch_size: int = Field(256, ge=1, description="samples per step")
     samples: int = Field(256, ge=1, description="samples per class and epoch")
     tau: float = Field(0.1, ge=0, description="temperature of the normalised logits; 0: plain logits")
     mean_decay: float = Field(0.1, ge=0, le=1, description="the mean of the oldest task is shortened by this at most")
-    ridge: float = Field(1e-4, ge=0, description="added to all variances")
+
+
+def paper(augment: dict[str, Any], **train: Any) -> dict[str, Any]:
+    """A published run: random crops by ``augment``, and what differs in the training."""
+    return {"reset_final_norm": True, "train": {"augment": augment, **train}}
+
+
+class SLCAConfig(MethodConfig):
+    """Settings of SLCA."""
+
+    presets: ClassVar = {
+        "paper": paper({"min_scale": 0.08}),
+        "paper_imagenet_r": paper({"min_scale": 0.08}, **LONG),
+        "paper_cub": paper({"min_scale": 0.08, "resize": 300}, **LONG),
+        "paper_cars": {**paper({"min_scale": 0.08, "resize": 300}, **LONG), "align": {"tau": 0.05}},
+        "pilot": {"train": {"augment": {"min_scale": 0.05}, "batch_size": 64}, "align": {"epochs": 3}},
+        "pilot_imagenet_r": {
+            "train": {"augment": {"min_scale": 0.05}, "batch_size": 64, "epochs": 5, "schedule": {"milestone": 40}},
+            "align": {"epochs": 3},
+        },
+    }
+
+    train: ImageTraining = Field(TRAIN, description="of each task; lr is the heads'")
+    slow: float = Field(0.01, ge=0, le=1, description="the backbone's learning rate, in units of the heads'")
+    reset_final_norm: bool = Field(False, description="forget the final norm's weights at first")
+    align: SLCAAlignment | None = Field(SLCAAlignment(), description="of all heads, after every task but the first")
 
 
 @methods.register("slca")
@@ -77,29 +89,34 @@ class SLCA(Method[SLCAConfig]):
     Config = SLCAConfig
     tags: ClassVar = Tags(
         trains_backbone=True,
-        small={"epochs": 2, "milestone": 1, "batch_size": 8, "align_epochs": 1, "samples": 8, "align_batch": 8},
-        learns={"epochs": 6, "milestone": 5, "lr": 0.1, "slow": 0.001, "align_lr": 0.1, "align_epochs": 40,
-                "samples": 64, "align_batch": 64, "min_scale": 1.0, "flip": False},
-    )  # fmt: skip
+        small={
+            "train": {"epochs": 2, "schedule": {"name": "milestone", "milestone": 1}, "batch_size": 8},
+            "align": {"epochs": 1, "samples": 8, "batch_size": 8},
+        },
+        learns={
+            "train": {
+                "epochs": 6,
+                "schedule": {"name": "milestone", "milestone": 5},
+                "lr": 0.1,
+                "augment": {"min_scale": 1.0, "flip": False},
+            },
+            "align": {"lr": 0.1, "epochs": 40, "samples": 64, "batch_size": 64},
+            "slow": 0.001,
+        },
+    )
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: SLCAConfig | None = None,
-        *,
-        seed: int = 0,
-        store: FeatureStore | None = None,
-    ) -> None:
-        super().__init__(backbone, config, seed=seed, store=store)
-        self.backbone_ = backbone.thawed_copy()
+    def setup(self) -> None:
+        """A copy of the backbone, and no class yet."""
+        self.backbone_ = self.backbone.thawed_copy()
         norm = getattr(self.backbone_.model, "norm", None)
         if self.config.reset_final_norm and isinstance(norm, nn.LayerNorm):
             norm.reset_parameters()
             norm.eps = 1e-5
         self.backbone_.requires_grad_(False)
-        self.head_ = GrowingLinear(backbone.dim).to(backbone.device)  # aligned: what tests use
-        self.raw_head_ = GrowingLinear(backbone.dim).to(backbone.device)  # what the next task and alignment start from
-        self.gaussians_ = Gaussians(backbone.dim)  # one per class and task
+        dim = self.backbone.dim
+        self.head_ = GrowingLinear(dim).to(self.backbone.device)  # aligned: what tests use
+        self.raw_head_ = GrowingLinear(dim).to(self.backbone.device)  # what the next task and alignment start from
+        self.gaussians_ = Gaussians(dim)  # one per class and task
         self.slot_columns_: list[int] = []  # of each Gaussian
         self.slot_tasks_: list[int] = []
         self.task_of_: list[int] = []  # of each column: when the class came first
@@ -117,8 +134,8 @@ class SLCA(Method[SLCAConfig]):
         self.raw_head_ = raw.requires_grad_(False)
         self._add_gaussians(task, columns)
         self.head_ = copy.deepcopy(raw)
-        if self.tasks_seen_ and self.config.align_epochs:
-            self._align(self.head_, rng)
+        if self.tasks_seen_ and self.config.align:
+            self._align(self.config.align, self.head_, rng)
 
     # --- stage 1: the backbone slowly, the task's own heads fast
 
@@ -126,17 +143,13 @@ class SLCA(Method[SLCAConfig]):
         c, (current, own) = self.config, torch.unique(columns, return_inverse=True)
         head = raw.rows(current)  # older heads are out of weight decay's reach
 
-        def loss(batch: ImageBatch) -> Tensor:
+        def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(head(batch.features(self.backbone_)), batch.columns)
 
-        batches = image_epochs(self.backbone_, task.train, own, c, rng, progress=self.store.progress)
-        with learning(self.backbone_.model, rng) as weights, batches as epochs:
-            train(
-                loss, head.parameters(), epochs,
-                n_steps=c.epochs * -(-len(own) // c.batch_size), n_epochs=c.epochs, lr=c.lr, slow=weights,
-                slow_factor=c.slow, optimizer=c.optimizer, schedule=c.schedule, milestone=c.milestone,
-                weight_decay=c.weight_decay, clip_norm=c.clip_norm,
-            )  # fmt: skip
+        on_images(
+            self.backbone_, task.train, own, c.train, rng, self.store,
+            fast=head.parameters(), slow=[self.backbone_.model], slow_factor=c.slow,
+        ).run(loss)  # fmt: skip
         raw.put(current, head)
 
     def _add_gaussians(self, task: Task, columns: Int[Tensor, " n"]) -> None:
@@ -153,13 +166,13 @@ class SLCA(Method[SLCAConfig]):
 
     # --- stage 2: all heads, on samples
 
-    def _align(self, head: GrowingLinear, rng: torch.Generator) -> None:
-        c, n = self.config, self.tasks_seen_ + 1
+    def _align(self, c: SLCAAlignment, head: GrowingLinear, rng: torch.Generator) -> None:
         blocks = F.one_hot(torch.tensor(self.task_of_)).float().to(head.weight.device)  # (classes, tasks)
+        scales = [shortened(task, self.tasks_seen_ + 1, c.mean_decay) for task in self.slot_tasks_]
         align(
-            head, self.gaussians_, self.slot_columns_, rng, epochs=c.align_epochs, lr=c.align_lr, ridge=c.ridge,
-            weight_decay=c.weight_decay, samples=c.samples, batch_size=c.align_batch,
-            scales=[shortened(task, n, c.mean_decay) for task in self.slot_tasks_],
+            head,
+            Samples(self.gaussians_, self.slot_columns_, c.samples, c.batch_size, len(head.bias), c.ridge, scales),
+            c, rng, weight_decay=self.config.train.optimizer.weight_decay, progress=self.store.progress,
             of_logits=lambda logits: norm_scaled(logits, blocks, c.tau) if c.tau else logits,
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ from perdure.eval import Predictions
 from perdure.memory import FeatureStore
 from perdure.methods import Method
 from perdure.run.checkpoint import load_state
+from perdure.run.method_file import Kind
 from perdure.run.recipe import Recipe
 from perdure.run.results import Results, TaskCost
 
@@ -85,22 +86,24 @@ def read_results(run: Path) -> Results:
         raise CheckpointError("report", str(file), "valid results", str(error).splitlines()[0], hint) from error
 
 
-def read_method(run: Path, *, store: FeatureStore | None = None) -> Method:
+def read_method(run: Path, *, store: FeatureStore | None = None, method: Kind | None = None) -> Method:
     """The method as a finished run left it, on its backbone.
 
     Args:
         run: the run directory.
         store: the feature store; the machine's default if not given.
+        method: the method's class, for a run whose method came from a file: that file is not run here.
 
     Raises:
         RunDirectoryError: if the directory is not a finished run.
+        RecipeError: if its recipe cannot be used here, as that its method came from a file and no class is given.
         CheckpointError: if its last state is missing or damaged, or the backbone's weights are others than then.
     """
     results = read_results(run)
     told = results.provenance
-    recipe = Recipe.from_values(told.recipe)
-    method = recipe.make_method(recipe.load_backbone(), store or FeatureStore())
-    if method.backbone.fingerprint != told.fingerprints["backbone"]:
+    recipe = Recipe.from_values(told.recipe, method=method)
+    learned = recipe.make_method(recipe.load_backbone(), store or FeatureStore())
+    if learned.backbone.fingerprint != told.fingerprints["backbone"]:
         was, hint = told.fingerprints["backbone"], "Use the weights, device and precision it was run with"
-        raise CheckpointError("read_method", "backbone", f"{was}, as in the run", method.backbone.fingerprint, hint)
-    return method.load_state_dict(load_state(task_folder(run, len(results.task_classes) - 1)))
+        raise CheckpointError("read_method", "backbone", f"{was}, as in the run", learned.backbone.fingerprint, hint)
+    return learned.load_state_dict(load_state(task_folder(run, len(results.task_classes) - 1)))

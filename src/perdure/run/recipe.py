@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import Field
 
-from perdure.backbone import BUILT_IN, Backbone
+from perdure.backbone import Backbone
 from perdure.backbone.names import full_timm_name
-from perdure.config import Config, MethodConfig, load, parse_override
+from perdure.backbone.registered import means_registered
+from perdure.config import KIND, Config, MethodConfig, load, parse_override
 from perdure.data import Stream, load_stream
 from perdure.data.datasets import datasets
 from perdure.errors import ConfigError, DataNotFoundError, PerdureError, RecipeError, UnknownNameError, did_you_mean
 from perdure.memory import FeatureStore
 from perdure.methods import Method, methods
+from perdure.run.method_file import Kind, registered_method, short_name, typed_method
 
 SECTIONS = ("stream", "backbone", "method", "seed")
+Find = Callable[[str], tuple[Kind, str | None]]  # a method's class by its name, and the hash of its file
 
 
 class StreamConfig(Config):
@@ -44,7 +47,7 @@ class StreamConfig(Config):
 class BackboneConfig(Config):
     """Which pretrained model; see :meth:`perdure.Backbone.load`."""
 
-    name: str = Field("default", description="a built-in name (default, efficientnet_lite0) or a full timm tag")
+    name: str = Field("default", description="default, efficientnet_lite0, a plug-in's name, or a full timm tag")
     weights: str | None = Field(None, description="a local safetensors file")
     pretrained: bool = Field(True, description="false: random weights")
     preset: str | None = Field(None, description="a published preprocessing: lamda, ranpac_cifar")
@@ -60,6 +63,8 @@ class Recipe(Config):
         stream: the data and tasks.
         backbone: the pretrained model.
         method_name: the method.
+        kind: its class.
+        code: the SHA-256 of the file that the class was taken from; None for a registered one.
         method: its settings.
         seed: of everything random in the method.
     """
@@ -67,16 +72,26 @@ class Recipe(Config):
     stream: StreamConfig
     backbone: BackboneConfig
     method_name: str
+    kind: Any  # a method's class
+    code: str | None = None
     method: MethodConfig
     seed: int = Field(0, ge=0)
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> Recipe:
+    def from_values(cls, values: Mapping[str, Any], *, method: Kind | None = None) -> Recipe:
         """Checks plain values, as read from YAML, all sections at once.
 
+        Args:
+            values: by section.
+            method: the method's class, if its name in ``values`` is not to be looked up.
+
         Raises:
-            RecipeError: with every problem found.
+            RecipeError: with every problem found, as that a method's name is that of a file.
         """
+        return cls._checked(values, registered_method if method is None else lambda name: (method, None))
+
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any], find: Find) -> Recipe:
         problems: list[PerdureError] = [
             ConfigError("recipe", "section", "one of its sections", key, did_you_mean(key, SECTIONS))
             for key in values
@@ -87,18 +102,18 @@ class Recipe(Config):
         backbone = _section(BackboneConfig, "backbone", sections["backbone"], problems)
         seed = _section(_Seed, "recipe", {"seed": values["seed"]} if "seed" in values else {}, problems)
         name = str(sections["method"].pop("name", ""))
-        config = _method_config(name, sections["method"], problems)
+        kind, code, config = _method(name, sections["method"], problems, find)
         if "data" in sections["stream"]:
             _collect(problems, lambda: _require_data(str(sections["stream"]["data"])))
-        if backbone is not None and (backbone.name not in BUILT_IN or not backbone.pretrained):
-            hub = backbone.pretrained and backbone.weights is None
-            full = _collect(problems, lambda: full_timm_name(backbone.name, pretrained=hub))
+        if backbone is not None:
+            full = _collect(problems, lambda: _full_name(backbone))
             backbone = backbone.model_copy(update={"name": full or backbone.name})
         if problems:
             raise RecipeError(problems)
         return cls.model_construct(
-            stream=stream, backbone=backbone, method_name=name, method=config, seed=seed.seed if seed else 0
-        )
+            stream=stream, backbone=backbone, method_name=short_name(name), kind=kind, code=code, method=config,
+            seed=seed.seed if seed else 0,
+        )  # fmt: skip
 
     def values(self) -> dict[str, Any]:
         """Plain values with every default written out: ``from_values(r.values()) == r``."""
@@ -112,8 +127,9 @@ class Recipe(Config):
     @property
     def label(self) -> str:
         """A short name for a run directory: data, method, and a hash of everything."""
-        digest = hashlib.blake2b(json.dumps(self.values(), sort_keys=True).encode(), digest_size=4).hexdigest()
-        return f"{Path(self.stream.data).name}-{self.method_name}-{digest}"
+        told = {**self.values(), "code": self.code} if self.code else self.values()
+        digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=4).hexdigest()
+        return f"{Path(self.stream.data).name}-{self.method_name.rpartition(':')[2]}-{digest}"
 
     def load_stream(self) -> Stream:
         """The stream it describes; raises as :func:`perdure.data.load_stream` does."""
@@ -125,7 +141,7 @@ class Recipe(Config):
 
     def make_method(self, backbone: Backbone, store: FeatureStore) -> Method:
         """The untrained method it describes."""
-        method: Method = methods.get(self.method_name)(backbone, self.method, seed=self.seed, store=store)
+        method: Method = self.kind(backbone, self.method, seed=self.seed, store=store)
         return method
 
 
@@ -138,7 +154,8 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: the file; ``None`` for overrides alone.
-        overrides: ``section.key=value`` texts.
+        overrides: ``section.key=value`` texts, as a person typed them: here alone may ``method.name`` be
+            ``FILE.py:Class``, whose code is run.
 
     Raises:
         RecipeError: with every problem found.
@@ -146,16 +163,26 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: if the file is not a YAML mapping, or an override has no ``=``.
     """
     values = _read(path) if path is not None else {}
+    typed: dict[str, Any] = {}
     for text in overrides:
         keys, value = parse_override(text)
-        node = values
-        for key in keys[:-1]:
-            node = node.setdefault(key, {})
-            if not isinstance(node, dict):
-                hint = f"Known sections: {', '.join(SECTIONS)}"
-                raise ConfigError("-s", key, "a section, since keys follow it", node, hint)
-        node[keys[-1]] = value
-    return Recipe.from_values(values)
+        _set(values, keys, value)
+        _set(typed, keys, value)
+    method = typed.get("method")
+    name = method.get("name") if isinstance(method, dict) else None
+    return Recipe._checked(values, lambda each: typed_method(each) if each == name else registered_method(each))
+
+
+def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    node = values
+    for key in keys[:-1]:
+        if isinstance(node.get(key), str) and node is not values and keys[0] == "method":  # a section's kind
+            node[key] = {KIND: node[key]}
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            hint = f"Known sections: {', '.join(SECTIONS)}"
+            raise ConfigError("-s", key, "a section, since keys follow it", node, hint)
+    node[keys[-1]] = value
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -184,12 +211,19 @@ def _section(model: type[Config], name: str, values: Mapping[str, Any], problems
     return _collect(problems, lambda: load(model, values, name))
 
 
-def _method_config(name: str, values: Mapping[str, Any], problems: list[PerdureError]) -> Any:
+def _method(name: str, values: Mapping[str, Any], problems: list[PerdureError], find: Find) -> tuple[Any, Any, Any]:
+    """Class, hash of its file, and settings."""
     if not name:
         problems.append(ConfigError("method", "name", "given", None, f"Known: {', '.join(methods.names())}"))
-        return None
-    method = _collect(problems, lambda: methods.get(name))
-    return method and _section(method.Config, "method", values, problems)
+        return None, None, None
+    kind, code = _collect(problems, lambda: find(name)) or (None, None)
+    return kind, code, kind and _section(kind.Config, "method", values, problems)
+
+
+def _full_name(backbone: BackboneConfig) -> str:
+    own = backbone.pretrained and backbone.weights is None
+    registered = means_registered(backbone.name, own_weights=own)
+    return backbone.name if registered else full_timm_name(backbone.name, pretrained=own)
 
 
 def _require_data(data: str) -> None:

@@ -162,7 +162,7 @@ def headline(label: str, results: Results) -> str:
 def method_name(results: Results) -> str:
     """The method's name as in its paper; the recipe's word for it if the method is not installed here."""
     name = str(_section(results, "method").get("name", "unknown method"))
-    return methods.get(name).__name__ if name in methods else name
+    return methods.get(name).__name__ if name in methods else name.rpartition(":")[2]  # of FILE.py:Class
 
 
 def data_name(results: Results) -> str:

@@ -63,6 +63,7 @@ class TaskCost:
     peak_rss_bytes: int | None
     learned_parameters: int
     stored_bytes: int
+    exemplars: int = 0
 
 
 class Selection(_Part):

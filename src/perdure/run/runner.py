@@ -95,6 +95,8 @@ class Runner:
 
     def _run(self, stream: Stream, backbone: Backbone) -> Results:
         fingerprints = {"stream": stream.fingerprint, "backbone": backbone.fingerprint}
+        if self.recipe.code:
+            fingerprints["method"] = self.recipe.code
         self._claim(fingerprints)
         method, done = self._resume(self.recipe.make_method(backbone, self.store), len(stream))
         self._log("run_started", recipe=self.recipe.label, tasks=len(stream), tasks_done=done)
@@ -116,6 +118,7 @@ class Runner:
                 peak_rss_bytes=peak_rss_bytes(),
                 learned_parameters=method.learned_parameters(),
                 stored_bytes=tensor_bytes(state),
+                exemplars=method.n_exemplars,
             )
             self._commit(task.index, state, predictions, cost, selection_after(method, stream, upto=task.index))
             accuracy = float(predictions.correct.mean()) if len(predictions.labels) else None

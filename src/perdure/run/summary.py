@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from perdure.backbone import Backbone
+from perdure.backbone import Backbone, backbones
 from perdure.data import Stream
+from perdure.data.datasets import datasets
 from perdure.eval import (
     AccuracyMatrix,
     Predictions,
@@ -26,6 +27,7 @@ from perdure.eval import (
     forgetting,
     top_k_accuracy,
 )
+from perdure.methods import methods
 from perdure.run.results import Cost, Metrics, Provenance, Results, Selection, TaskCost
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -75,7 +77,7 @@ def summarise(
         peak_rss_bytes=max(peaks) if peaks else None,
         learned_parameters=costs[-1].learned_parameters,
         stored_bytes=costs[-1].stored_bytes,
-        exemplars=0,
+        exemplars=costs[-1].exemplars,
     )
     return Results(
         accuracy_matrix=[[None if np.isnan(v) else float(v) for v in row] for row in matrix.values],
@@ -91,8 +93,9 @@ def summarise(
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages a number may depend on."""
-    return {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}}
+    """Versions of Python and of the packages a number may depend on, plug-ins among them."""
+    plugins = {**datasets.plugins(), **backbones.plugins(), **methods.plugins()}
+    return {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}, **dict(sorted(plugins.items()))}
 
 
 def machine(backbone: Backbone) -> dict[str, Any]:

@@ -2,68 +2,106 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses as dc
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from perdure.config import Config
 from perdure.modules.gaussians import Gaussians, sampled_epoch
 from perdure.modules.heads import GrowingLinear
-from perdure.train.loop import train
+from perdure.train.session import Session
+from perdure.train.settings import SGD, EpochCosine, Training
+from perdure.types import Progress, no_progress
+
+
+class Alignment(Config):
+    """Settings of an alignment: SGD that falls to zero by epoch, of as many steps per epoch as there are classes."""
+
+    epochs: int = Field(ge=1, description="with fresh samples each")
+    lr: float = Field(gt=0, description="peak learning rate")
+    ridge: float = Field(1e-4, ge=0, description="added to all variances")
+    weight_decay: float | None = Field(None, ge=0, description="of the head; null: as in the training of the task")
+
+
+@dc.dataclass(frozen=True, slots=True)
+class Samples:
+    """The batches of an alignment: an epoch draws from every Gaussian.
+
+    Args:
+        gaussians: of features, one or more per class.
+        columns: of each Gaussian; below 0: it is left out.
+        n: samples per Gaussian and epoch.
+        batch_size: samples per step.
+        n_steps: most steps of an epoch.
+        ridge: added to all variances.
+        scales: of each mean; None: 1.
+        diagonal: whether covariances are left out.
+    """
+
+    gaussians: Gaussians
+    columns: Sequence[int]
+    n: int
+    batch_size: int
+    n_steps: int
+    ridge: float
+    scales: Sequence[float] | None = None
+    diagonal: bool = False
+
+    def open(self) -> contextlib.AbstractContextManager[object]:
+        """Nothing to prepare."""
+        return contextlib.nullcontext()
+
+    def plan(self, rng: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+        """All samples of an epoch and their columns, by batch."""
+        return list(
+            sampled_epoch(
+                self.gaussians, self.columns, self.n, rng,
+                batch_size=self.batch_size, n_steps=self.n_steps, scales=self.scales, ridge=self.ridge,
+                diagonal=self.diagonal,
+            )
+        )  # fmt: skip
+
+    def batch(self, plan: tuple[Tensor, Tensor], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The samples and their columns."""
+        return plan
 
 
 def align(
     head: GrowingLinear,
-    gaussians: Gaussians,
-    columns: Sequence[int],
+    samples: Samples,
+    config: Alignment,
     rng: torch.Generator,
     *,
-    epochs: int,
-    lr: float,
     weight_decay: float,
-    samples: int,
-    batch_size: int,
-    ridge: float,
-    scales: Sequence[float] | None = None,
-    diagonal: bool = False,
     of_logits: Callable[[Tensor], Tensor] = lambda logits: logits,
+    progress: Progress = no_progress,
 ) -> None:
-    """Trains all rows of ``head``, in place, by SGD that falls to zero by epoch, of as many steps as classes.
+    """Trains all rows of ``head``, in place.
 
     Source: Zhang et al., "SLCA", ICCV 2023, section 3.3.
 
     Args:
         head: of all classes seen.
-        gaussians: of features, one or more per class.
-        columns: of each Gaussian; below 0: it is left out.
+        samples: what it is trained on.
+        config: of the alignment.
         rng: a CPU generator.
-        epochs: with fresh samples each.
-        lr: peak learning rate.
-        weight_decay: of the head.
-        samples: per Gaussian and epoch.
-        batch_size: samples per step.
-        ridge: added to all variances.
-        scales: of each mean.
-        diagonal: whether covariances are left out.
+        weight_decay: where ``config`` has none.
         of_logits: what the softmax is taken of.
+        progress: called after every step.
     """
-    device, n_classes = head.weight.device, len(head.bias)
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        device = head.weight.device
         return F.cross_entropy(of_logits(head(batch[0].to(device))), batch[1].to(device))
 
-    batches = (
-        sampled_epoch(
-            gaussians, columns, samples, rng,
-            batch_size=batch_size, n_steps=n_classes, scales=scales, ridge=ridge, diagonal=diagonal,
-        )
-        for _ in range(epochs)
+    decay = weight_decay if config.weight_decay is None else config.weight_decay
+    training = Training(
+        lr=config.lr, epochs=config.epochs, batch_size=samples.batch_size,
+        optimizer=SGD(weight_decay=decay), schedule=EpochCosine(),
     )  # fmt: skip
-    head.requires_grad_(True)
-    with torch.enable_grad():
-        train(
-            loss, head.parameters(), batches,
-            n_steps=epochs * n_classes, n_epochs=epochs, lr=lr, schedule="epoch_cosine", weight_decay=weight_decay,
-        )  # fmt: skip
-    head.requires_grad_(False)
+    Session(samples, training, rng, fast=[head], stage="aligning", progress=progress).run(loss)

@@ -49,11 +49,12 @@ class Source(Protocol[P, B]):
 class Batch:
     """One training batch, in the cheapest form that holds what the training needs."""
 
-    positions: Int[Tensor, " b"]  # of the images
+    positions: Int[Tensor, " b"]  # of the images; kept ones behind the task's own
     columns: Int[Tensor, " b"]  # on the backbone's device
     images: UInt8[Tensor, "_b 3 s s"]  # augmented; none where one of the next two is there
     tokens: Float[Tensor, "b n d"] | None  # the input of block 0, where no view changes it
     rows: Float[Tensor, "b d"] | None  # pooled features, where nothing of the backbone learns either
+    n_new: int  # images of the task; the others are kept ones
 
     def features(self, backbone: Backbone) -> Float[Tensor, "b d"]:
         """Pooled features, with gradient where something in ``backbone`` learns."""
@@ -71,8 +72,23 @@ class Batch:
             return backbone.embed_tokens(self.images)
 
 
+@dc.dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """Images of earlier tasks of which every step takes some.
+
+    Args:
+        images: as kept; see :class:`perdure.memory.Exemplars`.
+        columns: of their classes.
+        per_step: how many a step takes, all different; all of them where there are fewer.
+    """
+
+    images: LabelledImages
+    columns: Int[Tensor, " m"]
+    per_step: int
+
+
 class TaskImages:
-    """The batches of a task's images.
+    """The batches of a task's images, and of kept ones beside them.
 
     What does not change from epoch to epoch comes from the store: pooled features where nothing of the backbone learns,
     the output of a stem that is a network itself where that stem stands still. All else is decoded once.
@@ -85,6 +101,7 @@ class TaskImages:
         store: of features.
         learned: every parameter that the training changes.
         prompted: whether tokens are needed, because prompts pass beside them.
+        kept: images that every step takes some of besides.
 
     Raises:
         ConfigError: if images are to be resized to less than the backbone's size.
@@ -100,8 +117,11 @@ class TaskImages:
         learned: Iterable[nn.Parameter],
         *,
         prompted: bool = False,
+        kept: Kept | None = None,
     ) -> None:
-        self.backbone, self.data, self.columns, self.config = backbone, data, columns, config
+        self.backbone, self.config, self.kept, self.n_new = backbone, config, kept, len(data)
+        self.data = data.joined(kept.images) if kept else data
+        self.columns = torch.cat([columns, kept.columns]) if kept else columns
         self._view, self._pixels = _training_view(backbone.preprocess, config.augment), NONE
         self._rows: Features | None = None
         self._tokens: Features | None = None
@@ -128,8 +148,12 @@ class TaskImages:
         self._pixels = NONE
 
     def plan(self, rng: torch.Generator) -> list[Tensor]:
-        """Each batch's positions."""
-        return planned(len(self.data), self.config, rng)
+        """Each batch's positions; kept images follow, counted on from the task's last."""
+        plans = planned(self.n_new, self.config, rng)
+        if not self.kept or not len(self.kept.images):
+            return plans
+        n, k = len(self.kept.images), self.kept.per_step
+        return [torch.cat([plan, self.n_new + torch.randperm(n, generator=rng)[:k]]) for plan in plans]
 
     def batch(self, plan: Int[Tensor, " b"], rng: torch.Generator) -> Batch:
         """One batch."""
@@ -140,7 +164,7 @@ class TaskImages:
             tokens = self._tokens[plan.numpy()].view(-1, *self.backbone.tokens_shape).to(device)
         else:
             images = self._augmented(self._pixels[plan].to(device), rng)
-        return Batch(plan, self.columns[plan].to(device), images, tokens, rows)
+        return Batch(plan, self.columns[plan].to(device), images, tokens, rows, int((plan < self.n_new).sum()))
 
     def _augmented(self, images: UInt8[Tensor, "b 3 h w"], rng: torch.Generator) -> UInt8[Tensor, "b 3 s s"]:
         how = self.config.augment

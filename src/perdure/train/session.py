@@ -20,7 +20,7 @@ from perdure.data import LabelledImages
 from perdure.errors import CheckpointError, TrainingError
 from perdure.memory import FeatureStore
 from perdure.modules.adapter import Adapter
-from perdure.train.batches import Batch, Source, TaskImages
+from perdure.train.batches import Batch, Kept, Source, TaskImages
 from perdure.train.settings import ImageTraining, Learns, Training
 from perdure.types import Event, Progress, no_progress
 
@@ -225,6 +225,7 @@ def on_images(
     slow_factor: float = 1.0,
     stage: str = "training",
     prompted: bool = False,
+    kept: Kept | None = None,
 ) -> Session[Batch]:
     """A session on a task's images, which come from the store in the cheapest form that will do.
 
@@ -240,12 +241,14 @@ def on_images(
         slow_factor: see :class:`Session`.
         stage: see :class:`Session`.
         prompted: whether the loss takes tokens, to lay prompts beside them.
+        kept: images that every step takes some of besides.
 
     Raises:
         ConfigError: if images are to be resized to less than the backbone's size.
     """
     fast, slow = list(fast), list(slow)
-    images = TaskImages(backbone, data, columns, config, store, parameters_of([*fast, *slow]), prompted=prompted)
+    learned = parameters_of([*fast, *slow])
+    images = TaskImages(backbone, data, columns, config, store, learned, prompted=prompted, kept=kept)
     return Session(
         images, config, rng, fast=fast, slow=slow, slow_factor=slow_factor, stage=stage, progress=store.progress
     )
