@@ -48,9 +48,10 @@ def no_tokens(site: Site) -> nn.Module:
 
 
 MAKE: dict[str, Callable[[Site], nn.Module]] = {
-    "mlp": adapter, "qkv": lora, "tokens": no_tokens, "outputs": scale_shift, "convolutions": lora
+    "attention": adapter, "mlp": adapter, "block": adapter, "qkv": lora, "tokens": no_tokens,
+    "outputs": scale_shift, "convolutions": lora,
 }  # fmt: skip
-VIT_SEATS = ["mlp", "qkv", "tokens", "outputs"]
+VIT_SEATS = ["attention", "mlp", "qkv", "tokens", "outputs"]
 CNN_SEATS = ["outputs", "convolutions"]
 
 
@@ -114,6 +115,7 @@ def test_identity_at_first_then_a_change_then_the_stock_model_again(
 def test_the_block_walk_goes_through_what_is_inserted(name: str, loaded: Callable[[str], Backbone]) -> None:
     view = loaded(name).view()
     shake(view.insert("mlp", adapter))
+    shake(view.insert("attention", adapter))
     shake(view.insert("qkv", lora))
     x = images(view)
     with torch.no_grad():
@@ -123,7 +125,7 @@ def test_the_block_walk_goes_through_what_is_inserted(name: str, loaded: Callabl
 def test_the_walk_with_prefixes_reads_the_same_modules() -> None:
     stock = tiny()
     x, none = images(stock), {0: Prompt(prefix=(torch.zeros(1, 2, 0, 4), torch.zeros(1, 2, 0, 4)))}
-    for seat in ("mlp", "qkv", "outputs"):
+    for seat in ("attention", "mlp", "qkv", "outputs"):
         view = stock.view()
         shake(view.insert(seat, MAKE[seat]))
         with torch.no_grad():
@@ -191,7 +193,8 @@ def test_folding_is_exact_in_float64() -> None:
 
 
 def test_only_what_is_inserted_gets_gradient_and_batchnorm_stands_still(loaded: Callable[[str], Backbone]) -> None:
-    for name, seat in [("test_vit", "mlp"), ("test_efficientnet", "convolutions")]:
+    pairs = [("test_vit", "mlp"), ("test_vit", "attention"), ("test_convnext", "block")]
+    for name, seat in [*pairs, ("test_efficientnet", "convolutions")]:
         stock = loaded(name)
         view = stock.view()
         insertion = view.insert(seat, MAKE[seat])
@@ -252,7 +255,7 @@ def test_dropout_is_there_while_it_has_a_generator() -> None:
 def test_what_the_model_does_not_have_is_refused(name: str, loaded: Callable[[str], Backbone]) -> None:
     view = loaded(name).view()
     has = VIT_SEATS if name == "test_vit" else CNN_SEATS
-    for seat in {*SEATS, "attention"} - set(has):
+    for seat in {*SEATS, "attentions"} - set(has):
         with pytest.raises(BackboneError, match=seat) as error:
             view.insert(seat, MAKE.get(seat, adapter))
         assert all(s in str(error.value) for s in has)

@@ -5,7 +5,8 @@ from perdure.backbone.insertable import Insertable
 from perdure.backbone.names import BareNameWarning
 from perdure.backbone.passes import Passes
 from perdure.backbone.registered import backbones
-from perdure.backbone.seats import SEATS, Insertion, PromptTokens, Site
+from perdure.backbone.seats import Insertion, PromptTokens
+from perdure.backbone.sites import SEATS, Site
 from perdure.backbone.vit import Prompt, TokenOutput
 
 __all__ = [

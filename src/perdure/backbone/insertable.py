@@ -10,7 +10,8 @@ from typing import Any, Self
 from timm.layers import HybridEmbed
 from torch import nn
 
-from perdure.backbone.seats import Insertion, Make, attach, detach, fold, make_module, sites
+from perdure.backbone.seats import Insertion, attach, detach, fold, make_module
+from perdure.backbone.sites import Make, sites
 from perdure.errors import BackboneError
 
 
@@ -84,10 +85,10 @@ class Insertable(nn.Module):
         """Inserts a module at every site of a seat; see :mod:`perdure.backbone.seats`.
 
         Args:
-            seat: ``mlp``, ``qkv``, ``tokens``, ``outputs`` or ``convolutions``.
+            seat: ``attention``, ``mlp``, ``block``, ``qkv``, ``tokens``, ``outputs`` or ``convolutions``.
             make: makes one site's module. Its parameters may be trained; freeze them to have features kept. It is put
                 into eval mode, like the model.
-            blocks: which blocks of a transformer; all by default.
+            blocks: which blocks, counted from 0 through all stages, as ``range(5)``; all by default.
             stay: whether the tokens of seat ``tokens`` travel on to the last block.
 
         Raises:

@@ -1,7 +1,12 @@
 """Seats: places of a stock model where small modules are inserted, by hooks, and from which they are removed again.
 
-* ``mlp``: beside the MLP branch of every block of a Vision Transformer. The module reads the residual stream u behind
-  the attention, un-normalised: ``y = u + MLP(LN2 u) + A(u)``; a layer scale does not reach A.
+* ``attention``: beside the attention branch of every block of a Vision Transformer or of Swin. The module reads what
+  the attention reads: ``u = x + Attn(LN1 x) + A(LN1 x)``; a layer scale does not reach A, nor does a scale and shift
+  at ``outputs`` reach what A reads. In Swin it reads the whole map, (b, h, w, c), before it is cut into windows.
+* ``mlp``: beside the MLP branch of the same blocks. The module reads the residual stream u behind the attention,
+  un-normalised: ``y = u + MLP(LN2 u) + A(u)``; a layer scale does not reach A.
+* ``block``: beside every whole block of ConvNeXt or of Swin: ``y = Block(x) + A(x)``. The module gets x with the
+  channels last, (b, h, w, c).
 * ``qkv``: beside the fused query-key-value layer of every block; the module reads what that layer reads.
 * ``tokens``: prompt tokens behind the others, for one block each or from the first one on; gone before the final norm.
 * ``outputs``: on the output of every layer: in a Vision Transformer the patch projection, both norms and the four
@@ -17,44 +22,16 @@ from __future__ import annotations
 import copy
 import dataclasses as dc
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 import torch
-from timm.layers import GroupNorm, GroupNorm1, LayerNorm, LayerNorm2d
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from perdure.backbone.sites import BLOCK_AXIS, CHANNEL_AXIS, SEATS, Make, Site
 from perdure.errors import BackboneError, ShapeError
 
-SEATS: Final = ("mlp", "qkv", "tokens", "outputs", "convolutions")
-# where these layers have their channels; no subclass is among them, for it may do more, like an activation
-CHANNEL_AXIS: Final[dict[type[nn.Module], int]] = {
-    **dict.fromkeys((nn.Conv2d, nn.GroupNorm, GroupNorm, GroupNorm1, LayerNorm2d), 1),
-    **dict.fromkeys((nn.Linear, nn.LayerNorm, LayerNorm), -1),
-}
-
-
-@dc.dataclass(frozen=True, slots=True)
-class Site:
-    """One layer of a model that a module is made for.
-
-    Args:
-        name: the layer's, in the model.
-        layer: the layer; for ``mlp`` and ``tokens`` the block.
-        n_in: channels of what the module reads.
-        n_out: channels of what it returns.
-        block: index of the layer's block; None outside the blocks.
-    """
-
-    name: str
-    layer: nn.Module
-    n_in: int
-    n_out: int
-    block: int | None = None
-
-
-Make = Callable[[Site], nn.Module]
+FOLDING: Final = ("qkv", "outputs", "convolutions")  # where a module does something to one layer
 
 
 class PromptTokens(nn.Module):
@@ -117,6 +94,10 @@ class _Hook:
     def beside(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         return out + self._made(args[0], out)
 
+    def beside_block(self, block: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        axis = BLOCK_AXIS[type(block)]
+        return out + self._made(args[0].movedim(axis, -1), out.movedim(axis, -1)).movedim(-1, axis)
+
     def on_output(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         axis = CHANNEL_AXIS[type(layer)]
         last = out.movedim(axis, -1)
@@ -124,6 +105,9 @@ class _Hook:
 
     def keep_stream(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.under_way.stream = args[0]
+
+    def keep_normed(self, norm: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        self.under_way.stream = out
 
     def add_to_branch(self, branch_end: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         stream, self.under_way.stream = self.under_way.stream, None
@@ -141,31 +125,6 @@ class _Hook:
             name, wanted = f"output of the {type(self.module).__name__} at {self.name}", f"of shape {tuple(like.shape)}"
             raise ShapeError("insert", name, wanted, tuple(made.shape), "Make it for the site's n_in and n_out")
         return made
-
-
-def sites(model: nn.Module, name: str, seat: str, blocks: Sequence[int] | None) -> list[Site]:
-    """The places of ``seat`` in ``model``.
-
-    Args:
-        model: any model.
-        name: its name, for messages.
-        seat: one of ``SEATS``.
-        blocks: which blocks; all of them by default. Layers outside the blocks belong to the whole model.
-
-    Raises:
-        BackboneError: for a seat this model does not have, naming those it has, or a block it does not have.
-    """
-    found = list(_sites(model, seat))
-    if not found:
-        has = [s for s in SEATS if next(_sites(model, s), None)]
-        raise BackboneError("insert", "seat", f"among {has} on {name}", seat, "Choose a seat that the backbone has")
-    if blocks is None:
-        return found
-    there = {site.block for site in found} - {None}
-    if not blocks or not set(blocks) <= there:
-        must_be = f"some of {sorted(there)}" if there else "left out (the model has no blocks)"  # type: ignore[type-var]
-        raise BackboneError("insert", "blocks", must_be, list(blocks), "Count blocks from 0")
-    return [site for site in found if site.block in blocks]
 
 
 def make_module(seat: str, site: Site, make: Make) -> nn.Module:
@@ -197,10 +156,18 @@ def attach(found: Sequence[Site], insertion: Insertion, last: nn.Module | None) 
         found: the sites, one per module.
         insertion: the modules.
         last: for ``tokens`` that stay: the block behind which they are dropped; None: each behind its own.
+
+    Raises:
+        BackboneError: for a seat that there is not.
     """
+    if insertion.seat not in SEATS:
+        raise BackboneError("attach", "seat", f"one of {list(SEATS)}", insertion.seat, "Choose one of them")
     for site, module in zip(found, insertion.inserted, strict=True):
         hook, layer = _Hook(insertion, module, site.name), site.layer
-        if insertion.seat == "mlp":
+        if insertion.seat == "attention":
+            layer.norm1.register_forward_hook(hook.keep_normed, prepend=True)  # type: ignore[union-attr]
+            layer.drop_path1.register_forward_hook(hook.add_to_branch)  # type: ignore[union-attr]
+        elif insertion.seat == "mlp":
             layer.norm2.register_forward_pre_hook(hook.keep_stream)  # type: ignore[union-attr]
             layer.drop_path2.register_forward_hook(hook.add_to_branch)  # type: ignore[union-attr]
         elif insertion.seat == "tokens":
@@ -208,7 +175,8 @@ def attach(found: Sequence[Site], insertion: Insertion, last: nn.Module | None) 
             layer.register_forward_pre_hook(hook.append, prepend=insertion.stay)
             (layer if last is None else last).register_forward_hook(hook.drop)
         else:
-            layer.register_forward_hook(hook.on_output if insertion.seat == "outputs" else hook.beside)
+            does = {"block": hook.beside_block, "outputs": hook.on_output}.get(insertion.seat, hook.beside)
+            layer.register_forward_hook(does)
 
 
 def detach(model: nn.Module, insertion: Insertion) -> None:
@@ -236,8 +204,9 @@ def fold(model: nn.Module, insertion: Insertion) -> None:
         BackboneError: for modules that are no linear map.
     """
     for name, module in zip(insertion.names, insertion.inserted, strict=True):
-        if not hasattr(module, "fold_into"):
-            got, hint = type(module).__name__, "Keep it inserted: only scales, shifts and LoRA fold"
+        if insertion.seat not in FOLDING or not hasattr(module, "fold_into"):
+            got = f"{type(module).__name__} at seat {insertion.seat}"
+            hint = "Keep it inserted: only scales, shifts and LoRA fold"
             raise BackboneError("fold", "inserted modules", "linear maps", got, hint)
         module.fold_into(model.get_submodule(name))  # type: ignore[operator]
 
@@ -245,50 +214,3 @@ def fold(model: nn.Module, insertion: Insertion) -> None:
 def _owner(hook: Any) -> object:
     held = getattr(hook, "__self__", None)
     return held.owner if isinstance(held, _Hook) else None
-
-
-def _sites(model: nn.Module, seat: str) -> Iterator[Site]:
-    if not isinstance(model, VisionTransformer):
-        yield from _plain_sites(model, seat)
-        return
-    d, stock = model.embed_dim, all(type(block) is Block for block in model.blocks)
-    if seat == "outputs":
-        yield from _vit_outputs(model) if stock else ()
-        return
-    for i, block in enumerate(model.blocks):
-        if seat == "tokens" or (stock and seat == "mlp"):
-            yield Site(f"blocks.{i}", block, d, d, i)
-        elif stock and seat == "qkv":
-            qkv = block.get_submodule("attn.qkv")
-            yield Site(f"blocks.{i}.attn.qkv", qkv, d, _channels(qkv), i)
-
-
-def _vit_outputs(vit: VisionTransformer) -> Iterator[Site]:
-    """None at all where a block lacks one of the layers, like one with a gated MLP."""
-    layers = dict(vit.named_modules())
-    in_block = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-    names = {f"blocks.{i}.{name}": i for i in range(len(vit.blocks)) for name in in_block}
-    if not all(name in layers and _has_scale(layers[name]) for name in names):
-        return
-    for name, block in [("patch_embed.proj", None), *names.items(), ("norm", None), ("fc_norm", None)]:
-        if name in layers and _has_scale(layers[name]):
-            yield Site(name, layers[name], 0, _channels(layers[name]), block)
-
-
-def _plain_sites(model: nn.Module, seat: str) -> Iterator[Site]:
-    for name, layer in model.named_modules():
-        # not linear layers: some models use their weights without calling them, which no hook sees
-        if seat == "outputs" and type(layer) is not nn.Linear and _has_scale(layer):
-            yield Site(name, layer, 0, _channels(layer))
-        elif seat == "convolutions" and type(layer) is nn.Conv2d and layer.groups == 1:
-            yield Site(name, layer, layer.in_channels, layer.out_channels)
-
-
-def _has_scale(layer: nn.Module) -> bool:
-    """Whether a scale and shift of its output is one of its weights."""
-    return type(layer) in CHANNEL_AXIS and layer.weight is not None
-
-
-def _channels(layer: nn.Module) -> int:
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    return len(weight)

@@ -32,7 +32,7 @@ class Adapter(nn.Module):
             for zero in (self.down.bias, self.up.weight, self.up.bias):
                 zero.zero_()
 
-    def forward(self, u: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, u: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n d"]:
         hidden = F.relu(self.down(u))
         if self.dropout_rng is not None and self.dropout:
             kept = torch.rand(hidden.shape, generator=self.dropout_rng, device=hidden.device) >= self.dropout
