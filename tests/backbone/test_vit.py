@@ -69,6 +69,31 @@ def test_nothing_added_is_the_stock_model_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_tokens_before_the_final_norm_are_what_the_norm_reads(name: str) -> None:
+    model, images = family(name, **FAMILIES[name])
+    stay = {0: Prompt(torch.randn(1, 3, model.embed_dim), stays=True)}
+    for prompts in ({}, stay):
+        plain = run(model, images, prompts)
+        asked = walk(model, embed_patches(model, images), prompts, before_norm=True)
+        assert plain.before_norm is None
+        assert asked.before_norm is not None
+        assert torch.equal(model.norm(asked.before_norm), plain.all)
+        assert torch.equal(asked.all, plain.all)
+        assert isinstance(model.norm, nn.Identity) or not torch.equal(asked.before_norm, plain.all)
+        assert (asked.n_prefix, asked.n_prompts) == (plain.n_prefix, plain.n_prompts)
+
+
+def test_a_backbone_gives_them_on_request(backbone: Backbone) -> None:
+    images = torch.randn(2, 3, 160, 160)
+    for asked in (
+        backbone.tokens(images, before_norm=True), backbone.walk(backbone.embed_tokens(images), before_norm=True)
+    ):  # fmt: skip
+        assert asked.before_norm is not None
+        assert torch.equal(backbone.vit.norm(asked.before_norm), backbone.tokens(images).all)
+    assert backbone.tokens(images).before_norm is None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_added_tokens_reach_the_output_and_leave_the_model_as_it_was(name: str) -> None:
     model, images = family(name, **FAMILIES[name])
     before = copy.deepcopy(model.state_dict())

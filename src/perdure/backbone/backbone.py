@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -21,7 +21,7 @@ from perdure.backbone.names import full_timm_name
 from perdure.backbone.passes import CPU_BATCH, Passes, finite, in_cpu_batches
 from perdure.backbone.registered import load_registered, means_registered
 from perdure.backbone.settings import digest_of, settings_of, tensors_of, unusual_settings, who_computes
-from perdure.backbone.vit import Prompt, TokenOutput, check_vit, embed_patches, walk
+from perdure.backbone.vit import Prompts, TokenOutput, check_vit, embed_patches, walk
 from perdure.backbone.weights import load_weights, timm_model
 from perdure.data.preprocess import Preprocess, preprocess_from_config
 from perdure.errors import ConfigError
@@ -157,9 +157,7 @@ class Backbone(Insertable):
             ShapeError: if ``images`` is not a batch of RGB images.
             NonFiniteError: with the position of the first image whose features are not finite.
         """
-        x = self.preprocess.normalise(images.to(self.device))
-        with torch.no_grad():
-            return finite(self.in_batches(self.embed, x) if len(x) else torch.zeros(0, self.dim, device=self.device))
+        return self._frozen(self.embed, self.preprocess.normalise(images.to(self.device)))
 
     def features_of_patches(self, patches: Float[Tensor, "b nd"]) -> Float[Tensor, "b d"]:
         """:meth:`features` from :meth:`embed_tokens`, whose tokens stand side by side in a row.
@@ -170,9 +168,12 @@ class Backbone(Insertable):
         Raises:
             NonFiniteError: as for :meth:`features`.
         """
-        x = patches.view(-1, *self.tokens_shape).to(self.device)
+        x = patches.view(len(patches), *self.tokens_shape).to(self.device)
+        return self._frozen(lambda part: self.pool(self.walk(part)), x)
+
+    def _frozen(self, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         with torch.no_grad():
-            return finite(self.in_batches(lambda part: self.pool(self.walk(part)), x))
+            return finite(self.in_batches(compute, x) if len(x) else torch.zeros(0, self.dim, device=self.device))
 
     def in_batches(self, compute: Callable[..., Tensor], *rows: Tensor, passes: int = 1) -> Tensor:
         """``compute`` of all rows, by batches in which an image's result does not depend on the others.
@@ -234,12 +235,15 @@ class Backbone(Insertable):
                 lambda part: embed_patches(vit, part.contiguous(memory_format=torch.channels_last)), x, passes=0
             )
 
-    def walk(self, embedded: Float[Tensor, "b n d"], prompts: Mapping[int, Prompt] | None = None) -> TokenOutput:
+    def walk(
+        self, embedded: Float[Tensor, "b n d"], prompts: Prompts = None, *, before_norm: bool = False
+    ) -> TokenOutput:
         """The final-norm tokens, with prompts; gradient reaches the prompts. Counts as one pass per image.
 
         Args:
             embedded: from :meth:`embed_tokens`.
             prompts: block index to what that block gets in addition.
+            before_norm: whether to give the tokens before the final norm too.
 
         Raises:
             ShapeError: for prompts that do not fit.
@@ -248,16 +252,19 @@ class Backbone(Insertable):
         self._require_prefixes_fit(i for i, prompt in (prompts or {}).items() if prompt.prefix is not None)
         self.passes.add(len(embedded))
         with self.autocast():
-            return walk(self.vit, embedded, prompts)
+            return walk(self.vit, embedded, prompts, before_norm=before_norm)
 
-    def tokens(self, images: Num[Tensor, "b 3 h w"], prompts: Mapping[int, Prompt] | None = None) -> TokenOutput:
+    def tokens(
+        self, images: Num[Tensor, "b 3 h w"], prompts: Prompts = None, *, before_norm: bool = False
+    ) -> TokenOutput:
         """:meth:`walk` over :meth:`embed_tokens`.
 
         Args:
             images: as for :meth:`features`.
             prompts: as for :meth:`walk`.
+            before_norm: as for :meth:`walk`.
         """
-        return self.walk(self.embed_tokens(images), prompts)
+        return self.walk(self.embed_tokens(images), prompts, before_norm=before_norm)
 
     def pool(self, tokens: TokenOutput) -> Float[Tensor, "b d"]:
         """The model's own pooled feature, prompt tokens left out.

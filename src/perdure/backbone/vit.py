@@ -50,13 +50,24 @@ class Prompt:
     prefix: tuple[Tensor, Tensor] | None = None
 
 
+Prompts = Mapping[int, Prompt] | None  # block index to what that block gets in addition
+
+
 @dc.dataclass(frozen=True, slots=True, eq=False)
 class TokenOutput:
-    """The final-norm tokens (b, n_prefix + n_prompts + n_patches, d) and where each kind stands."""
+    """The tokens of a pass and where each kind stands.
+
+    Args:
+        all: behind the final norm, (b, n_prefix + n_prompts + n_patches, d).
+        n_prefix: tokens of the model's own at the front: CLS, registers.
+        n_prompts: prompt tokens that stayed, behind them.
+        before_norm: the same tokens before the final norm; None unless asked for.
+    """
 
     all: Tensor
     n_prefix: int
     n_prompts: int
+    before_norm: Tensor | None = None
 
     @property
     def cls(self) -> Float[Tensor, "b d"]:
@@ -122,13 +133,16 @@ def embed_patches(vit: VisionTransformer, images: Float[Tensor, "b 3 h w"]) -> F
     return tokens
 
 
-def walk(vit: VisionTransformer, x: Float[Tensor, "b n d"], prompts: Mapping[int, Prompt] | None = None) -> TokenOutput:
+def walk(
+    vit: VisionTransformer, x: Float[Tensor, "b n d"], prompts: Prompts = None, *, before_norm: bool = False
+) -> TokenOutput:
     """The blocks and the final norm, with ``prompts`` added; without any, ``forward_features`` bit for bit.
 
     Args:
         vit: a model that :func:`check_vit` let pass.
         x: from :func:`embed_patches`.
         prompts: block index to what that block gets.
+        before_norm: whether to give the tokens before the final norm too.
 
     Raises:
         ShapeError: for a block that does not exist, or tokens or prefixes of the wrong shape.
@@ -153,7 +167,7 @@ def walk(vit: VisionTransformer, x: Float[Tensor, "b n d"], prompts: Mapping[int
             n_stay += m
         elif m:
             x = torch.cat([x[:, :behind], x[:, behind + m :]], dim=1)
-    return TokenOutput(vit.norm(x), n_prefix, n_stay)
+    return TokenOutput(vit.norm(x), n_prefix, n_stay, x if before_norm else None)
 
 
 def _tokens(prompt: Prompt, x: Tensor) -> Tensor:
