@@ -5,14 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from perdure.backbone import backbones
 from perdure.data.datasets import datasets
 from perdure.methods import methods
+from perdure.registry import Registry
 
 Install = Callable[..., None]
+
+
+def forget(registry: Registry[Any], name: str) -> None:
+    """Takes a thing out of a registry, which looks for plug-ins when it is asked next.
+
+    Args:
+        registry: one of perdure's, in a test that has the fixture ``install``.
+        name: the thing's.
+    """
+    del registry._things[name]
+    registry._discovered = False
 
 
 @pytest.fixture

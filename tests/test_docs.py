@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tomllib
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import write_tables
+
+from perdure.methods import methods
+from perdure.run import Runner, load_recipe
+from plugins import Install, forget
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -40,6 +46,27 @@ def test_the_readme_example_runs() -> None:
     scope: dict[str, Any] = {}
     exec(compile(small, "README", "exec"), scope)
     assert len(scope["ids"]) == len(scope["stream"].test(0))
+
+
+def test_what_the_contributing_guide_writes_outside_this_repository_works(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## Methods and backbones outside")[2]
+    method, backbone = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    points = tomllib.loads(re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)[0])["project"]["entry-points"]
+    typed = next(part for part in re.findall(r"```sh\n(.*?)\n", text)[0].split() if part.startswith("method.name="))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "class_means.py").write_text(method)
+    rest = ["stream.data=synthetic", "stream.tasks=2", "backbone.name=my_vit", "backbone.device=cpu"]
+    install("my-vit", {"perdure.backbones": points["perdure.backbones"]}, backbone)
+    torch.manual_seed(0)  # of the backbone's weights, which are drawn in each run
+    from_file = Runner(load_recipe(None, [*rest, typed])).run()
+    forget(methods, "class_means")
+    install("class-means", {"perdure.methods": points["perdure.methods"]}, method)
+    torch.manual_seed(0)
+    installed = Runner(load_recipe(None, [*rest, "method.name=class_means"])).run()
+    assert from_file.metrics == installed.metrics
+    assert {"my-vit", "class-means"} <= set(installed.provenance.versions)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
