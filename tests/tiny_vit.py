@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
+from timm.layers import HybridEmbed
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from perdure import Backbone
 from perdure.data import Preprocess
@@ -28,3 +31,10 @@ def tiny(**options: Any) -> Backbone:
     for p in model.parameters():
         p.add_(0.3 * torch.randn_like(p))
     return Backbone(model, name="tiny", preprocess=Preprocess(image_size=8), device="cpu")
+
+
+def behind(stem: nn.Module) -> Backbone:
+    """Two blocks of width 8 on images of 8 px, four patches behind ``stem``, which halves the side."""
+    sizes: dict[str, Any] = {"img_size": 8, "patch_size": 2, "embed_dim": 8, "depth": 2, "num_heads": 2}
+    model = VisionTransformer(num_classes=0, **sizes, embed_layer=functools.partial(HybridEmbed, backbone=stem))
+    return Backbone(model, name="hybrid", preprocess=Preprocess(image_size=8), device="cpu")

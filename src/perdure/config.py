@@ -23,7 +23,7 @@ from perdure.errors import ConfigError, RecipeError, did_you_mean
 
 KINDS = ("name", "variant")  # the keys that tell which kind a section is
 KIND = ""  # stands for that key where a section's kind was given as text and other keys of it follow
-MOVED = {  # settings of before there were sections, whose names are others now
+MOVED = {  # settings of before there were sections: where they are, in those classes that have such a section
     "align_batch": "align.batch_size", "amsgrad": "train.optimizer", "beta1": "train.optimizer",
     "beta2": "train.optimizer", "eval_batch": "vote.batch_size", "eval_order": "vote.order", "select_eval": "vote",
     "select_train": "train_vote", "train_vote_group": "train_vote.group",

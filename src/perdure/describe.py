@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from perdure.config import KINDS, sections
-from perdure.methods import Tags
+from perdure.tags import Tags
 
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 Row = tuple[str, str, str, str]  # key, type, default, meaning and bounds

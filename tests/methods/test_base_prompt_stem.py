@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from timm.layers import HybridEmbed
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from perdure import Backbone, FeatureStore, Stream
 from perdure.backbone import backbone as backbone_module
 from perdure.checks.subject import equal, frozen_state
-from perdure.data import Preprocess
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import NonFiniteError
@@ -25,6 +21,7 @@ from perdure.methods.dap import DAP, DAPConfig
 from perdure.methods.l2p import L2P, L2PConfig
 from perdure.methods.vpt import VPT, VPTConfig
 from perdure.modules.adapter import Adapter
+from tiny_vit import behind
 
 IDS = [4, 1, 9, 3]
 STILL = {"flip": False, "min_scale": 1.0, "epochs": 2, "batch_size": 5}
@@ -45,12 +42,9 @@ class Stem(nn.Sequential):
 
 @pytest.fixture
 def hybrid() -> Backbone:
-    """L = 2, D = 8, images of 8 px, four patches behind a stem."""
+    """A backbone whose stem is a network itself."""
     torch.manual_seed(0)
-    embed = functools.partial(HybridEmbed, backbone=Stem())
-    sizes = {"img_size": 8, "patch_size": 2, "embed_dim": 8, "depth": 2, "num_heads": 2, "num_classes": 0}
-    model = VisionTransformer(**sizes, embed_layer=embed)  # type: ignore[arg-type]
-    return Backbone(model, name="hybrid", preprocess=Preprocess(image_size=8), device="cpu")
+    return behind(Stem())
 
 
 @pytest.fixture

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.layers import HybridEmbed
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from perdure import Backbone, FeatureStore
 from perdure.data import LabelledImages, Task
 from perdure.data.images import ArraySource
-from perdure.data.preprocess import Preprocess
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import ConfigError
 from perdure.modules.adapter import Adapter
@@ -33,6 +29,7 @@ from perdure.train.adapting import (
 )
 from perdure.train.batches import TaskImages
 from perdure.train.settings import Augment, ImageTraining
+from tiny_vit import behind
 
 VIEWS = {(1.0, False): False, (1.0, True): True, (0.3, False): True, (0.3, True): True}  # crop and flip: whether any
 PROMPTS = {"vpt_shallow": ShallowPrompts, "vpt_deep": DeepPrompts}
@@ -126,12 +123,9 @@ class Stem(nn.Sequential):
 
 @pytest.fixture
 def hybrid() -> Backbone:
-    """L = 2, D = 8, images of 8 px behind a stem that is a network itself."""
+    """A backbone whose stem is a network itself."""
     torch.manual_seed(0)
-    embed = functools.partial(HybridEmbed, backbone=Stem())
-    sizes = {"img_size": 8, "patch_size": 2, "embed_dim": 8, "depth": 2, "num_heads": 2, "num_classes": 0}
-    model = VisionTransformer(**sizes, embed_layer=embed)  # type: ignore[arg-type]
-    return Backbone(model, name="hybrid", preprocess=Preprocess(image_size=8), device="cpu")
+    return behind(Stem())
 
 
 @pytest.mark.parametrize("what", ["nothing", "prompts", "adapters", "everything"])

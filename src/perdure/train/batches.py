@@ -20,7 +20,7 @@ from perdure.modules.augment import random_crop_flip, random_window_flip
 from perdure.train.settings import Augment, ImageTraining, Training
 
 MIN_BATCHES = 4
-NONE = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+NO_IMAGES = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
 P = TypeVar("P")
 B = TypeVar("B", covariant=True)
 
@@ -122,7 +122,7 @@ class TaskImages:
         self.backbone, self.config, self.kept, self.n_new = backbone, config, kept, len(data)
         self.data = data.joined(kept.images) if kept else data
         self.columns = torch.cat([columns, kept.columns]) if kept else columns
-        self._view, self._pixels = _training_view(backbone.preprocess, config.augment), NONE
+        self._view, self._pixels = _training_view(backbone.preprocess, config.augment), NO_IMAGES
         self._rows: Features | None = None
         self._tokens: Features | None = None
         if not config.augment.changes_views:
@@ -145,7 +145,7 @@ class TaskImages:
             return
         with self.data.decoded(self._view) as self._pixels:
             yield
-        self._pixels = NONE
+        self._pixels = NO_IMAGES
 
     def plan(self, rng: torch.Generator) -> list[Tensor]:
         """Each batch's positions; kept images follow, counted on from the task's last."""

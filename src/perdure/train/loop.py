@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
@@ -10,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from perdure.errors import ConfigError, TrainingError
+from perdure.train.settings import Constant, Cosine, EpochCosine, Milestone, QuarterCosine
+from perdure.train.settings import scaled_lr as scaled_lr
 
 B = TypeVar("B")
 OptimizerName = Literal["sgd", "adam", "adamw"]
@@ -17,6 +18,10 @@ ScheduleName = Literal[
     "constant", "cosine", "epoch_cosine", "quarter_cosine", "quarter_cosine_released", "milestone"
 ]  # fmt: skip
 
+SCHEDULES: dict[str, Any] = {
+    "constant": Constant(), "cosine": Cosine(), "epoch_cosine": EpochCosine(), "quarter_cosine": QuarterCosine(),
+    "quarter_cosine_released": QuarterCosine(released=True),
+}  # fmt: skip
 OPTIMIZERS: dict[OptimizerName, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -108,29 +113,14 @@ def lr_factor(
     Raises:
         ConfigError: if the schedule needs ``n_epochs`` or ``milestone`` and does not get it.
     """
-    if schedule == "constant":
-        return 1.0
-    if schedule == "cosine":
-        return (1 + math.cos(math.pi * min(step / n_steps, 1))) / 2
+    if schedule == "constant" or schedule == "cosine":
+        return SCHEDULES[schedule].factor(step, n_steps, epoch, n_epochs or 1)
     name, value = ("milestone", milestone) if schedule == "milestone" else ("n_epochs", n_epochs)
     if value is None:
         raise ConfigError("train", name, f"given for schedule={schedule}", value, f"Pass {name} to train")
     if schedule == "milestone":
-        return 0.1 if epoch >= value else 1.0
-    if schedule == "epoch_cosine":
-        return (1 + math.cos(math.pi * epoch / value)) / 2
-    shown = epoch if schedule == "quarter_cosine" else max(epoch - 1, 0)
-    return math.cos(99 * math.pi * shown / (200 * (value - 1))) if value > 1 else 1.0
-
-
-def scaled_lr(base: float, batch_size: int) -> float:
-    """The linear scaling rule: ``base`` is meant for 256 images per step.
-
-    Args:
-        base: learning rate.
-        batch_size: images per step.
-    """
-    return base * batch_size / 256
+        return Milestone(milestone=value).factor(step, n_steps, epoch, n_epochs or 1)
+    return SCHEDULES[schedule].factor(step, n_steps, epoch, value)
 
 
 def shuffled(n: int, batch_size: int, rng: torch.Generator) -> Iterator[Tensor]:

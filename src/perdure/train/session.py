@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -58,7 +59,8 @@ class Session(Generic[B]):
         self.source, self.config, self.stage, self.progress = source, config, stage, progress
         parts: tuple[list[nn.Module | nn.Parameter], ...] = (list(fast), list(slow))
         self._modules = [m for part in parts for m in part if isinstance(m, nn.Module)]
-        self.dropout = _dropout_of(self._modules, rng)
+        self._adapters = [m for part in self._modules for m in part.modules() if isinstance(m, Adapter)]
+        self.dropout = _dropout_of(self._adapters, rng)
         rates = (config.peak, config.peak * slow_factor)
         groups = [{"params": parameters_of(part), "peak": rate} for part, rate in zip(parts, rates, strict=True)]
         groups = [group for group in groups if group["params"]]
@@ -138,7 +140,7 @@ class Session(Generic[B]):
                 value = loss(batch)
                 value = value if len(parts) == 1 else value * (len(part) / len(plan))
                 total += (number := value.item())
-                if not torch.isfinite(value):
+                if not math.isfinite(number):
                     raise TrainingError("train", "loss", "finite", number, f"Lower lr, now {c.lr}")
                 value.backward()
         after_backward()
@@ -182,15 +184,14 @@ class Session(Generic[B]):
 
     @contextlib.contextmanager
     def _learning(self) -> Iterator[None]:
-        adapters = [m for part in self._modules for m in part.modules() if isinstance(m, Adapter)]
         for part in self._modules:
             part.requires_grad_(True)
-        for adapter in adapters:
+        for adapter in self._adapters:
             adapter.dropout_rng = self.dropout
         try:
             yield
         finally:
-            for adapter in adapters:
+            for adapter in self._adapters:
                 adapter.dropout_rng = None
             for part in self._modules:
                 part.requires_grad_(False)
@@ -203,9 +204,8 @@ def parameters_of(learns: Learns) -> list[nn.Parameter]:
     return [p for part in learns for p in (part.parameters() if isinstance(part, nn.Module) else [part])]
 
 
-def _dropout_of(modules: Sequence[nn.Module], rng: torch.Generator) -> torch.Generator | None:
+def _dropout_of(adapters: Sequence[Adapter], rng: torch.Generator) -> torch.Generator | None:
     """A generator for the dropout of adapters, on their device; None without any."""
-    adapters = [m for part in modules for m in part.modules() if isinstance(m, Adapter)]
     if not adapters:
         return None
     seed = int(torch.randint(2**62, (), generator=rng))

@@ -141,6 +141,16 @@ Schedule: TypeAlias = Annotated[
 # --- what a training needs
 
 
+def scaled_lr(base: float, batch_size: int) -> float:
+    """The linear scaling rule: ``base`` is meant for 256 images per step.
+
+    Args:
+        base: learning rate.
+        batch_size: images per step.
+    """
+    return base * batch_size / 256
+
+
 class Augment(Config):
     """How training views differ from the eval view: torchvision's random crop, and a mirror image half of the time."""
 
@@ -178,7 +188,7 @@ class Training(Config):
     @property
     def peak(self) -> float:
         """The peak learning rate that the optimiser gets."""
-        return self.lr * self.batch_size / 256 if self.scale_lr else self.lr
+        return scaled_lr(self.lr, self.batch_size) if self.scale_lr else self.lr
 
     @model_validator(mode="after")
     def _milestone_is_reached(self) -> Training:
