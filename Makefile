@@ -36,11 +36,11 @@ format: env
 	$(BIN)/ruff format .
 
 bench: env
-	$(BIN)/python benchmarks/caltech101.py
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python -m benchmarks.caltech101
+	$(BIN)/python -m benchmarks.overhead
 
 mutants: env
-	$(BIN)/python scripts/mutants.py --sample $(SAMPLE) --seed $(SEED) $(OPTIONS)
+	$(BIN)/python -m scripts.mutants --sample $(SAMPLE) --seed $(SEED) $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) .data .mutants .mypy_cache .ruff_cache .pytest_cache .coverage*

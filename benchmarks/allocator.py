@@ -1,12 +1,13 @@
 """Frozen forward passes per second with and without `tune_allocator`, in processes of their own.
 
-    python benchmarks/allocator.py
+    python -m benchmarks.allocator
 
 Writes benchmarks/results/allocator.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -42,8 +43,10 @@ def child(tuned: bool, precision: str) -> None:
 
 def main() -> None:
     """Measures four processes, one after another, and writes the result file."""
-    if len(sys.argv) == 3:
-        child(sys.argv[1] == "tuned", sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("child", nargs="*", help=argparse.SUPPRESS)
+    if told := parser.parse_args().child:
+        child(told[0] == "tuned", told[1])
         return
     rows = {}
     for precision in ("float32", "bfloat16"):
@@ -54,7 +57,7 @@ def main() -> None:
             rows[f"{precision} {mode}"] = json.loads(out.stdout)
             print(precision, mode, rows[f"{precision} {mode}"], flush=True)
     backbone = Backbone.load("efficientnet_lite0", device="cpu")
-    report = {"command": "python benchmarks/allocator.py", "date": now(), "backbone": backbone.name, "rows": rows}
+    report = {"command": "python -m benchmarks.allocator", "date": now(), "backbone": backbone.name, "rows": rows}
     report |= {"machine": machine(backbone), "versions": versions()}
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -1,6 +1,6 @@
 """Whether an image's features depend on how many images pass with it, to the last bit, on one and on two threads.
 
-    python benchmarks/batch_bits.py
+    python -m benchmarks.batch_bits
 
 Each thread count has a process of its own. Backbones: the two built-in ones, and a ViT-B/16 of random weights. Sizes
 are those of one bare forward pass (``Backbone.embed``), below and above the eight images that ``Backbone.features``
@@ -10,6 +10,7 @@ Writes benchmarks/results/batch_bits.json.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -65,8 +66,10 @@ def measure(name: str, threads: int, reference: Path) -> list[dict]:
 
 def main() -> None:
     """Measures everything, a process for each backbone and thread count."""
-    if sys.argv[1:]:
-        name, threads, reference = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("child", nargs="*", help=argparse.SUPPRESS)
+    if told := parser.parse_args().child:
+        name, threads, reference = told
         print(json.dumps(measure(name, int(threads), Path(reference))))
         return
     rows: list[dict] = []
@@ -80,7 +83,7 @@ def main() -> None:
                 found = json.loads(done.stdout)
                 print(*found, sep="\n", flush=True)
                 rows += found
-    report = {"command": "python benchmarks/batch_bits.py", "date": now(), "rows": rows}
+    report = {"command": "python -m benchmarks.batch_bits", "date": now(), "rows": rows}
     report |= {"machine": machine(Backbone.load("default", device="cpu")), "versions": versions()}
     OUT.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -1,6 +1,6 @@
 """What happens to an image's prediction when test images choose their prompts together: the published protocols.
 
-    OMP_NUM_THREADS=1 python benchmarks/batch_effect.py [--data cifar10 caltech101] [--methods l2p dualprompt dap]
+    OMP_NUM_THREADS=1 python -m benchmarks.batch_effect [--data cifar10 caltech101] [--methods l2p dualprompt dap]
 
 Trains recipes/DATA/METHOD_default.yaml under a preset in which a test batch votes on its prompts (`mammoth`; for DAP
 `official`, but with the key's own loss as a mean, as in the honest run), and tests the one learned model on all test
@@ -24,7 +24,7 @@ import numpy as np
 
 from perdure import tune_allocator
 from perdure.data import LabelledImages
-from perdure.methods.base_prompt import PromptMethod
+from perdure.methods.base import PromptMethod
 from perdure.run import Runner, load_recipe, read_method
 from perdure.run.summary import machine, now, versions
 
@@ -34,7 +34,7 @@ HONEST = Path(__file__).parent / "results" / "prompt_methods.json"
 DATA = ("cifar10", "caltech101")
 METHODS = ("l2p", "dualprompt", "dap", "dap+mask_by_task")
 MAMMOTH = ("method.preset=mammoth",)
-VOTING = {"l2p": MAMMOTH, "dualprompt": MAMMOTH, "dap": ("method.preset=official", "method.pull_over=mean")}
+VOTING = {"l2p": MAMMOTH, "dualprompt": MAMMOTH, "dap": ("method.preset=official", "method.keys.pull_over=mean")}
 BATCHES = (1, 16, 128)
 SEED = 1993
 
@@ -51,8 +51,9 @@ def trained(data: str, name: str) -> tuple[PromptMethod[Any], list[LabelledImage
 
 def accuracy(method: PromptMethod[Any], tests: list[LabelledImages], **settings: object) -> float:
     """Over all images of ``tests``, each tested on its own, with other settings for the test."""
-    method.config = method.config.model_copy(update=settings)
-    correct = np.concatenate([(method.predict(test).numpy() == test.labels) for test in tests])
+    other = type(method)(method.backbone, method.config.but(**settings), seed=method.seed, store=method.store)
+    other.load_state_dict(method.state_dict())
+    correct = np.concatenate([(other.predict(test).numpy() == test.labels) for test in tests])
     return round(float(correct.mean()), 4)
 
 
@@ -67,7 +68,9 @@ def row(data: str, label: str) -> dict[str, Any]:
     voting, tests = trained(data, name)
     for order, batch in itertools.product(("class_sorted", "by_task", "shuffled"), BATCHES):
         parts, how = (tests, "shuffled") if order == "by_task" else ([whole], order)
-        found.setdefault(order, {})[str(batch)] = accuracy(voting, parts, eval_batch=batch, eval_order=how, **extra)
+        found.setdefault(order, {})[str(batch)] = accuracy(
+            voting, parts, vote={"batch_size": batch, "order": how}, **extra
+        )
         print(data, label, order, batch, found[order][str(batch)], flush=True)
     return {**found, "images": len(whole), "method": voting.config.model_dump(mode="json")} | {
         "machine": machine(voting.backbone),
@@ -90,7 +93,7 @@ def main() -> None:
         found = row(data, name)
         rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
         rows.setdefault(data, {})[name] = found
-        about = {"command": "python benchmarks/batch_effect.py", "settings": VOTING, "order_seed": SEED}
+        about = {"command": "python -m benchmarks.batch_effect", "settings": VOTING, "order_seed": SEED}
         RESULTS.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 

@@ -1,7 +1,7 @@
 """Four methods on Caltech-101, ten tasks: accuracy, passes cold and warm, and invariance to the split.
 
-    python benchmarks/caltech101.py [--data ../shared/data/caltech101] [--projection-dim 10000]
-    python benchmarks/caltech101.py --again finetune
+    python -m benchmarks.caltech101 [--data ../shared/data/caltech101] [--projection-dim 10000]
+    python -m benchmarks.caltech101 --again finetune
 
 Every run starts from the recipes in recipes/caltech101. Stores are made for the benchmark and thrown away, so that
 "cold" means cold. Writes benchmarks/results/caltech101.json (--again: one method's figures there); the runs and their
@@ -113,7 +113,7 @@ def main() -> None:
             RESULTS.write_text(json.dumps(report, indent=1) + "\n")
             return
         report = {
-            "command": "python benchmarks/caltech101.py",
+            "command": "python -m benchmarks.caltech101",
             "date": now(),
             "machine": machine(Backbone.load("efficientnet_lite0")),
             "versions": versions(),

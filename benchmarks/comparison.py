@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses as dc
-import json
 import os
 import shutil
 import subprocess
@@ -21,15 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from benchmarks.records import ResultFile, await_all
 from perdure.errors import RecipeError
 from perdure.run import Results, read_results
 from perdure.run.recipe import Recipe, load_recipe
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-from old_settings import in_sections
+from scripts.old_settings import in_sections
 
 FIGURES = ("last_accuracy", "average_incremental_accuracy", "forgetting")
 SEEDS = (1993, 1994, 1995)
@@ -55,9 +50,9 @@ class Comparison:
     name: str
 
     @property
-    def results(self) -> Path:
+    def results(self) -> ResultFile:
         """Data set, recipe and class order to a finished run's figures."""
-        return Path(__file__).parent / "results" / f"{self.name}.json"
+        return ResultFile(Path(__file__).parent / "results" / f"{self.name}.json", self.folder / ".lock")
 
     @property
     def folder(self) -> Path:
@@ -66,7 +61,7 @@ class Comparison:
 
     def recorded(self) -> dict[str, Any]:
         """What the result file holds."""
-        runs: dict[str, Any] = json.loads(self.results.read_text())["runs"] if self.results.exists() else {}
+        runs: dict[str, Any] = self.results.read().get("runs", {})
         return runs
 
     def record(self, job: Job, results: Results) -> None:
@@ -76,12 +71,9 @@ class Comparison:
         run |= {"finished": p.finished, "machine": p.machine, "versions": p.versions}
         if results.selection and results.selection[-1]:
             run["selection_entropy"] = results.selection[-1].entropy
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
-            runs = self.recorded()
-            runs.setdefault(job.data, {}).setdefault(job.recipe, {})[str(job.seed)] = run
-            text = json.dumps({"command": f"python benchmarks/{self.name}.py", "runs": runs}, indent=1)
-            self.results.write_text(text + "\n")
+        with self.results.changing() as held:
+            held["command"] = f"python -m benchmarks.{self.name}"
+            held.setdefault("runs", {}).setdefault(job.data, {}).setdefault(job.recipe, {})[str(job.seed)] = run
         print(*dc.astuple(job), {name: round(told[name], 4) for name in FIGURES}, flush=True)
 
     def run(self, job: Job, overrides: Iterable[str] = ()) -> None:
@@ -109,10 +101,8 @@ class Comparison:
             SystemExit: at the end, if a run failed, with its output.
         """
         with ThreadPoolExecutor(workers) as pool:
-            running = [pool.submit(self.run, job, list(overrides)) for job in jobs]
-        failed = [str(error) for one in running if (error := one.exception())]
-        if failed:
-            raise SystemExit("\n\n".join(failed))
+            for _ in await_all([pool.submit(self.run, job, list(overrides)) for job in jobs]):
+                pass
 
     @staticmethod
     def parser(description: str | None, data: Iterable[str]) -> argparse.ArgumentParser:
@@ -132,5 +122,5 @@ def _same(recorded: dict[str, Any], recipe: Recipe) -> bool:
     """
     with contextlib.suppress(RecipeError):
         sections = {**recorded, "method": in_sections(recorded["method"])}
-        return Recipe.from_values(sections).values() == recipe.values()
+        return Recipe.from_values(sections).identity() == recipe.identity()
     return False

@@ -1,6 +1,6 @@
 """The built-in backbone beside its teacher: accuracy on three data sets, and images per second, whole and in parts.
 
-    python benchmarks/default_backbone.py [--data ../shared/data] [--part all|speed|accuracy]
+    python -m benchmarks.default_backbone [--data ../shared/data] [--part all|speed|accuracy]
 
 Fashion-MNIST comes from ``sh scripts/get_fashion_mnist.sh .data`` and ``PERDURE_DATA=.data/usr/share/datasets``; the
 others are folders under ``--data``. Writes benchmarks/results/default_backbone.json.
@@ -109,7 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     tune_allocator()
     report = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    report |= {"command": "python benchmarks/default_backbone.py", "date": now(), "versions": versions()}
+    report |= {"command": "python -m benchmarks.default_backbone", "date": now(), "versions": versions()}
     report |= {"machine": machine(Backbone.load("default")), "weights": read_weights(WEIGHTS)[1]}
     if args.part != "accuracy":
         report["images_per_second"] = {precision: rates(precision) for precision in ("float32", "bfloat16")}

@@ -1,6 +1,6 @@
 """What single settings of the distillation bring, at a fixed small budget: short trainings on the same views.
 
-    python benchmarks/distillation.py ../shared/data/pretrain --work DIR [--data ../shared/data]
+    python -m benchmarks.distillation ../shared/data/pretrain --work DIR [--data ../shared/data]
 
 Every row trains for 82 000 views (40 960 twice) and is judged by class means and cosine (NCM) on the transformer's
 features: on one half of the training images of caltech101 and cifar10, with means from the other half, by which the
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 import time
 from pathlib import Path
 
@@ -25,11 +24,8 @@ from perdure import Backbone, tune_allocator
 from perdure.backbone.lite0 import PREPROCESS
 from perdure.data import LabelledImages, load_dataset
 from perdure.run.summary import machine, now, versions
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-from distill_default_backbone import SAMPLE, Settings, Student, train
-from distill_views import Shards, Teacher, Views, render
+from scripts.distill_default_backbone import SAMPLE, Settings, Student, train
+from scripts.distill_views import Shards, Teacher, Views, render
 
 RESULTS = Path(__file__).parent / "results" / "distillation.json"
 VIEWS, EPOCHS = 40_960, 2
@@ -105,7 +101,7 @@ def main() -> None:
         rows[name] = {"changes": changes, "seconds": round(time.perf_counter() - start), **judge(student, stems)}
         print(name, rows[name], flush=True)
     report = {
-        "command": "python benchmarks/distillation.py ../shared/data/pretrain --work DIR",
+        "command": "python -m benchmarks.distillation ../shared/data/pretrain --work DIR",
         "date": now(),
         "rows": rows,
     }

@@ -1,9 +1,9 @@
 """What adapting to the first task gains by that task's size: APER with first tasks of few, half and all classes.
 
-    python benchmarks/explain_first_session.py [--bases 10 51 101] [--variants adapter vpt_shallow]
-    python benchmarks/explain_first_session.py --variants vpt_shallow --bases 10
+    python -m benchmarks.explain_first_session [--bases 10 51 101] [--variants adapter vpt_shallow]
+    python -m benchmarks.explain_first_session --variants vpt_shallow --bases 10
         --set adapt.train.lr=1e-9 --name untrained
-    python benchmarks/explain_first_session.py --data cifar10 --variants finetune_lite0 --bases 2 --order 1994
+    python -m benchmarks.explain_first_session --data cifar10 --variants finetune_lite0 --bases 2 --order 1994
         --set adapt.train.lr=0.01 --name "lr 0.01"
 
 Everything else is the recipe's (recipes/DATA/aper_VARIANT_default.yaml; aper_VARIANT.yaml for VARIANT_lite0). Per first
@@ -75,7 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     tune_allocator()
     report: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
-    report |= {"command": "python benchmarks/explain_first_session.py", "date": now(), "versions": versions()}
+    report |= {"command": "python -m benchmarks.explain_first_session", "date": now(), "versions": versions()}
     report["machine"] = machine(Backbone.load("default"))
     for variant in args.variants:
         about = "" if args.data == "caltech101" else f"{args.data}, order {args.order}:"

@@ -1,6 +1,6 @@
 """Why the prompt methods stay below `simplecil` on two-class tasks: their last accuracy taken apart.
 
-    OMP_NUM_THREADS=1 python benchmarks/explain_prompts.py [--methods l2p ...] [--tasks 5 1]
+    OMP_NUM_THREADS=1 python -m benchmarks.explain_prompts [--methods l2p ...] [--tasks 5 1]
 
 CIFAR-10 with recipes/cifar10/METHOD_default.yaml, cut into five tasks and into one; class order 1993. Of each finished
 model, on all test images:
@@ -28,9 +28,9 @@ from torch import Tensor
 
 from perdure import tune_allocator
 from perdure.data import LabelledImages
-from perdure.methods.base_prompt import PromptMethod
+from perdure.methods.base import PromptMethod
 from perdure.modules.gaussians import add_class_counts, add_class_sums
-from perdure.modules.heads import cosine_scores
+from perdure.modules.heads import GrowingLinear, cosine_scores
 from perdure.run import Runner, load_recipe, read_method
 from perdure.run.summary import machine, now, versions
 
@@ -42,14 +42,14 @@ TASKS = (5, 1)
 
 
 def features(method: PromptMethod[Any], data: LabelledImages) -> Tensor:
-    """(n, d) what the head reads of test images."""
-    queries = method.store.features(method.backbone, data) if method.uses_queries else None
-    found = []
-    with torch.no_grad():
-        for positions, embedded in method._embedded(data, method.backbone.batch_size):
-            given = embedded[:0, 0] if queries is None else queries[positions]
-            found.append(method._test_features(embedded, given).float())
-    return torch.cat(found)
+    """(n, d) what the head reads of test images: the scores of a head that is the identity."""
+    head, plain = method.head_, GrowingLinear(method.backbone.dim).to(method.backbone.device)
+    plain.load_state_dict({"weight": torch.eye(method.backbone.dim), "bias": torch.zeros(method.backbone.dim)})
+    method.head_ = plain
+    try:
+        return torch.cat(list(method.scores_of(data)))
+    finally:
+        method.head_ = head
 
 
 def shares(method: PromptMethod[Any], tests: list[LabelledImages], trains: list[LabelledImages]) -> dict[str, float]:
@@ -104,7 +104,7 @@ def main() -> None:
         rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
         rows.setdefault(name, {})[str(n_tasks)] = found
         RESULTS.write_text(
-            json.dumps({"command": "python benchmarks/explain_prompts.py", "rows": rows}, indent=1) + "\n"
+            json.dumps({"command": "python -m benchmarks.explain_prompts", "rows": rows}, indent=1) + "\n"
         )
 
 

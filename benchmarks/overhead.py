@@ -1,6 +1,6 @@
 """What a run costs above a bare forward loop, and whether its memory grows with the number of images.
 
-    python benchmarks/overhead.py [--data ../shared/data/caltech101]
+    python -m benchmarks.overhead [--data ../shared/data/caltech101]
 
 Time: a cold, complete SimpleCIL run (checking every file, decoding, features, means, testing, states, results) beside
 two bare loops over the same images at the same batch size and precision, in one process, taking turns: one that
@@ -146,7 +146,7 @@ def main() -> None:
         report["time"] = {**timing(arguments.data), **about}
     if arguments.part != "time":
         report["memory"] = {**memory(), **about}
-    report = {"command": "python benchmarks/overhead.py", "time": report["time"], "memory": report["memory"]}
+    report = {"command": "python -m benchmarks.overhead", "time": report["time"], "memory": report["memory"]}
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
 
 

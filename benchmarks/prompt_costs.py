@@ -1,6 +1,6 @@
 """What prompt methods cost per image, in units of one frozen forward pass F of the same backbone on the same images.
 
-    python benchmarks/prompt_costs.py [--backbones default vit_tiny_patch16_224] [--methods l2p vpt ...]
+    python -m benchmarks.prompt_costs [--backbones default vit_tiny_patch16_224] [--methods l2p vpt ...]
 
 Decoding is left out: pixels are in memory, and the test measures the work of one batch. Training steps are
 measured with queries from the store (deterministic view) and with a query pass per step (augmented view); on a
@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from perdure import Backbone, FeatureStore, methods, tune_allocator
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
-from perdure.methods.base_prompt import PromptBatch, PromptMethod
+from perdure.methods.base import PromptMethod
 from perdure.run.summary import machine, now, versions
+from perdure.train.batches import Batch
+from perdure.train.session import parameters_of
 
 RESULTS = Path(__file__).parent / "results" / "prompt_costs.json"
 BATCH, ROUNDS = 16, 15
@@ -36,14 +37,26 @@ NAMES = list(MINIMUM)
 BACKBONES = ["default", "vit_tiny_patch16_224"]  # the second with random weights: only its shape matters
 
 
-def fitted(name: str, backbone: Backbone, folder: Path) -> PromptMethod[Any]:
-    """A method that has learned one small task, so that prompts and head are there."""
-    kind = methods.get(name)
+Loss = Callable[[Batch], torch.Tensor]
+
+
+def fitted(
+    name: str, backbone: Backbone, folder: Path
+) -> tuple[PromptMethod[Any], Loss, list[torch.nn.Parameter], bool]:
+    """A method that has learned one small task; the loss it minimised, over what, and whether by queries."""
+    kind, kept = methods.get(name), []
     stream = class_incremental(synthetic_dataset(range(10), train_per_class=2), [10], list(range(10)))
-    config = kind.Config(epochs=1, batch_size=BATCH)
+    config = kind.Config(train={"epochs": 1, "batch_size": BATCH})
     method: PromptMethod[Any] = kind(backbone, config, store=FeatureStore(folder))
+    train = method._train
+
+    def train_and_keep(*args: Any) -> None:
+        kept.append((args[3], parameters_of(args[4]), len(args) > 5 and args[5] is not None))
+        train(*args)
+
+    method._train = train_and_keep  # type: ignore[method-assign]
     method.fit_task(stream[0])
-    return method
+    return method, *kept[0]
 
 
 def seconds(step: Callable[[], object]) -> float:
@@ -67,11 +80,10 @@ def ratios(steps: dict[str, Callable[[], object]], unit: Callable[[], object]) -
 
 def costs(name: str, backbone: Backbone, folder: Path) -> dict[str, float]:
     """F per training image and per test image, with what is fresh and what is stored told apart."""
-    method = fitted(name, backbone, folder)
+    method, loss, learning, uses_queries = fitted(name, backbone, folder)
     images = torch.randint(0, 256, (BATCH, 3, *2 * [backbone.preprocess.image_size]), dtype=torch.uint8)
     queries = backbone.features(images)
     columns = torch.arange(BATCH) % 10
-    learning = list(dict.fromkeys([*method.learning(), *newest(method)]))
     for p in learning:
         p.requires_grad_(True)
     adam = torch.optim.Adam(learning, 1e-6)
@@ -80,13 +92,10 @@ def costs(name: str, backbone: Backbone, folder: Path) -> dict[str, float]:
         patches = backbone.embed_tokens(images)
 
     def learn(fresh: bool = False, kept: bool = False) -> None:
-        with torch.no_grad():
-            embedded = patches if kept else backbone.embed_tokens(images)
-            found = method._queries(embedded) if fresh else queries
-        features, term = method._train_features(PromptBatch(embedded, found, columns))
-        loss = F.cross_entropy(method.head_(features.float()), columns) + term
+        tokens, rows = patches if kept else None, None if fresh else queries
+        value = loss(Batch(columns, columns, images, tokens, rows, BATCH))
         adam.zero_grad()
-        loss.backward()
+        value.backward()
         adam.step()
 
     def test(kept: bool = False) -> None:
@@ -94,17 +103,11 @@ def costs(name: str, backbone: Backbone, folder: Path) -> dict[str, float]:
             method._test_logits(patches if kept else backbone.embed_tokens(images), queries)
 
     steps: dict[str, Callable[[], object]] = {"train, stored queries": learn, "test, stored queries": test}
-    if method.uses_queries:
+    if uses_queries:
         steps["train, query pass"] = lambda: learn(fresh=True)
     if backbone.has_stem:
         steps["train, all stored"], steps["test, all stored"] = lambda: learn(kept=True), lambda: test(kept=True)
     return ratios(steps, lambda: backbone.features(images))
-
-
-def newest(method: PromptMethod[Any]) -> list[torch.nn.Parameter]:
-    """What learned in the last task and may be frozen since."""
-    modules = [m for v in vars(method).values() if isinstance(v, torch.nn.Module) for m in v.modules()]
-    return [m.newest for m in modules if hasattr(m, "newest")]
 
 
 def main() -> None:
@@ -121,7 +124,7 @@ def main() -> None:
                 row = {"specification's minimum": MINIMUM[method], **costs(method, backbone, Path(folder))}
             print(name, method, row, flush=True)
             report = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"backbones": {}}
-            report |= {"command": "python benchmarks/prompt_costs.py", "batch": BATCH}
+            report |= {"command": "python -m benchmarks.prompt_costs", "batch": BATCH}
             about = report["backbones"].setdefault(name, {"full_name": backbone.name, "rows": {}})
             about["rows"][method] = row
             about |= {"date": now(), "machine": machine(backbone), "versions": versions()}

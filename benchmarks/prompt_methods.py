@@ -1,6 +1,6 @@
 """The prompt methods beside `finetune`, `simplecil` and `joint` on real images, three class orders each.
 
-    python benchmarks/prompt_methods.py [--data caltech101 cifar10] [--methods l2p ...] [--seeds 1993 1994 1995]
+    python -m benchmarks.prompt_methods [--data caltech101 cifar10] [--methods l2p ...] [--seeds 1993 1994 1995]
 
 Runs recipes/DATA/METHOD_default.yaml in processes of one thread each, one per core (that is faster than one process
 with two threads), into benchmarks/results/prompt_methods.json; see comparison.py.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 
-from comparison import Comparison, Job
+from benchmarks.comparison import Comparison, Job
 
 DATA = ("cifar10", "caltech101")
 METHODS = ("finetune", "simplecil", "joint", "vpt", "l2p", "dualprompt", "coda_prompt", "dap")

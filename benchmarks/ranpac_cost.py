@@ -1,6 +1,6 @@
 """What a task of RanPAC costs at M = 10 000 beside the direct method: 17 LU solves to choose lambda, and one more.
 
-    python benchmarks/ranpac_cost.py [--data ../shared/data/caltech101 --tasks 10] [--backbone efficientnet_lite0]
+    python -m benchmarks.ranpac_cost [--data ../shared/data/caltech101 --tasks 10] [--backbone efficientnet_lite0]
         [--direct 3]
 
 Both see the same stored features, the same random projection, the same held-out rows; both are float64. The direct
@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,15 @@ import torch
 import torch.nn.functional as F
 
 from perdure import Backbone, FeatureStore, Stream, load_stream, methods, tune_allocator
-from perdure.methods.ranpac import GRID, RanPAC
+from perdure.methods import ranpac as module
+from perdure.methods.ranpac import RanPAC
+from perdure.modules.random_features import RandomFeatures
+from perdure.modules.ridge_choice import GRID
 from perdure.run.summary import machine, now, versions
 from perdure.train.runtime import peak_rss_bytes
 
 RESULTS = Path(__file__).parent / "results" / "ranpac_cost.json"
-STEPS = {"_choose_per_task": "selection", "_added": "gram", "_solve": "solve"}
+STEPS = {"selection": (module, "chosen_on_rows"), "gram": (RandomFeatures, "added"), "solve": (RanPAC, "_solve")}
 
 
 def load(data: str, tasks: int, backbone: str) -> tuple[Stream, RanPAC, FeatureStore]:
@@ -46,26 +50,30 @@ def ours(data: str, tasks: int, backbone: str) -> dict[str, Any]:
     """Seconds of each step of each task, lambdas, and predictions after each task."""
     stream, method, _ = load(data, tasks, backbone)
     spent: dict[str, float] = defaultdict(float)
-    for step, name in STEPS.items():
-        setattr(method, step, functools.partial(_timed, getattr(method, step), spent, name))
+    for name, (owner, step) in STEPS.items():
+        setattr(owner, step, _timed(getattr(owner, step), spent, name))
     seconds, predictions, idle = [], [], peak_rss_bytes()
     for task in stream:
         before = dict(spent)
         method.fit_task(task)
         _ = method.weight
-        seconds.append({name: round(spent[name] - before.get(name, 0.0), 2) for name in STEPS.values()})
+        seconds.append({name: round(spent[name] - before.get(name, 0.0), 2) for name in STEPS})
         predictions.append(torch.cat([method.predict(stream.test(i)) for i in range(task.index + 1)]).tolist())
         print("ours", task.index, seconds[-1], method.ridges_[-1], flush=True)
     peaks = {"before": idle, "peak": peak_rss_bytes()}
     return {"seconds": seconds, "ridges": method.ridges_, "predictions": predictions, "memory": peaks}
 
 
-def _timed(step: Any, spent: dict[str, float], name: str, *args: Any) -> Any:
-    start = time.perf_counter()
-    try:
-        return step(*args)
-    finally:
-        spent[name] += time.perf_counter() - start
+def _timed(step: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def timed(*args: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return step(*args)
+        finally:
+            spent[name] += time.perf_counter() - start
+
+    return timed
 
 
 def direct(data: str, tasks: int, backbone: str, n: int) -> dict[str, Any]:
@@ -113,7 +121,7 @@ def main() -> None:
     parser.add_argument("--direct", type=int, default=3, help="tasks on which the direct method is timed")
     args = parser.parse_args()
     which = (args.data, args.tasks, args.backbone)
-    report = {"command": "python benchmarks/ranpac_cost.py", "date": now(), "projection_dim": 10_000, "grid": len(GRID)}
+    report = {"command": "python -m benchmarks.ranpac_cost", "date": now(), "projection_dim": 10_000, "grid": len(GRID)}
     report |= {"data": Path(args.data).name, "tasks": args.tasks, "backbone": args.backbone}
     report |= {"machine": machine(Backbone.load(args.backbone)), "versions": versions()}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:

@@ -1,6 +1,6 @@
 """The representation methods beside `simplecil` and `joint` on real images, three class orders each.
 
-    python benchmarks/representation_methods.py [--data caltech101 ...] [--backbones default efficientnet_lite0]
+    python -m benchmarks.representation_methods [--data caltech101 ...] [--backbones default efficientnet_lite0]
         [--methods slca ...] [--seeds 1993 1994 1995] [--workers 2]
 
 Runs recipes/DATA/METHOD_default.yaml on the built-in `default` and recipes/DATA/METHOD.yaml on `efficientnet_lite0`,
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 
-from comparison import Comparison, Job
+from benchmarks.comparison import Comparison, Job
 
 DATA = ("cifar10", "fashion-mnist", "caltech101")
 CNN = ("simplecil", "joint", "fecam", "ranpac", "ranpac_cumulative", "aper_finetune", "aper_ssf", "ranpac_ssf", "slca")

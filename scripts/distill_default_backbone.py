@@ -1,6 +1,6 @@
 """Distils the built-in backbone's transformer from EfficientNet-Lite0's own features, without labels.
 
-    python scripts/distill_default_backbone.py FOLDER... --work DIR --out WEIGHTS.safetensors
+    python -m scripts.distill_default_backbone FOLDER... --work DIR --out WEIGHTS.safetensors
 
 1. Views: random crops, colours and mixtures of the folders' images go through EfficientNet-Lite0 once; the stem's
    output (the student's input) and two targets (the last 7 x 7 map, the pooled features) are kept as float16 shards.
@@ -26,12 +26,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from distill_views import TARGETS, Shards, Teacher, Views, render
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from perdure.backbone.default import checksum, hybrid_vit, transformer_weights
 from perdure.train.runtime import tune_allocator
+from scripts.distill_views import TARGETS, Shards, Teacher, Views, render
 
 log = logging.getLogger("distill")
 SAMPLE = 4096

@@ -1,8 +1,8 @@
 """Proves that a change of the code moves no bits: hashes what every method learns and scores, before and after.
 
-    python scripts/equal_bits.py                   writes benchmarks/results/equal_bits.json
-    python scripts/equal_bits.py --check           compares with that file; exit 1 and the names if anything differs
-    python scripts/equal_bits.py --only slca mos   these methods alone
+    python -m scripts.equal_bits                   writes benchmarks/results/equal_bits.json
+    python -m scripts.equal_bits --check           compares with that file; exit 1 and the names if anything differs
+    python -m scripts.equal_bits --only slca mos   these methods alone
 
 Every registered method runs in its small settings, and again in settings that lead through its other branches, over
 two synthetic tasks with one thread on a Vision Transformer and on a convolutional network (or a second Vision
@@ -42,10 +42,6 @@ OTHER: dict[str, Any] = {
 DECAY = {"name": "adam", "weight_decay": 5e-4}  # as the default optimiser has it, where a kind starts anew
 ADAPTED = {"adam, milestone": {"train": {**OTHER, "optimizer": DECAY}}, "still views": {"train": STILL}}
 TRAINED = {"adam, milestone": {"train": OTHER}, "still views": {"train": STILL}}
-TRAINING: dict[str, dict[str, Any]] = {
-    "adam, milestone": {"optimizer": "adam", "schedule": "milestone", "milestone": 1, "epochs": 2, "clip_norm": 0.5},
-    "still views": {"min_scale": 1.0, "flip": False},
-}
 DEEP = {"variant": "vpt_deep", "train": {"epochs": 1, "batch_size": 8}}
 PHASE = {"rank": 4, "train": {"epochs": 1}}
 
@@ -63,15 +59,17 @@ BRANCHES: dict[str, dict[str, dict[str, Any]]] = {
     }),
     "ranpac": {
         "adapter": {"adapt": {"variant": "adapter", **PHASE}}, "cumulative": {"ridge": "cumulative"},
-        "fixed": {"ridge": "fixed", "ridge_value": 10.0}, "no projection": {"projection_dim": 0},
+        "fixed": {"ridge": {"name": "fixed", "value": 10.0}}, "no projection": {"projection_dim": 0},
         "ssf, cosine": {"adapt": {"variant": "ssf", "train": {"epochs": 1, **STILL}}, "head": "cosine"},
     },
     "fecam": {
         "adapter": {"adapt": {"variant": "adapter", "rank": 4, **ADAPTED["adam, milestone"]}},
-        "tukey": {"features": "tukey", "shrink_diagonal": 3.0, "shrink_off_diagonal": 3.0},
-        "released": {"covariance": "common_released", "returning": "half"},
+        "tukey": {"features": "tukey", "metric": {"shrink_diagonal": 3.0, "shrink_off_diagonal": 3.0}},
+        "released": {"covariance": "common_released"},
         "pilot": {"preset": "pilot", "adapt": {"train": {"epochs": 1}}},
-        "common": {"covariance": "common", "normalise": "none", "log_determinant": True, "features": "raw"},
+        "common": {
+            "covariance": "common", "features": "raw", "metric": {"normalise": False, "log_determinant": True},
+        },
     },
     "slca": {
         "paper": {"reset_final_norm": True, "train": {"augment": {"resize": 256}, "clip_norm": 1.0}},
@@ -93,27 +91,34 @@ BRANCHES: dict[str, dict[str, dict[str, Any]]] = {
     "joint": {"longer": {"train": {"epochs": 5, "lr": 0.01}}},
     "vpt": {
         "first task": {"mode": "first_task"}, "shallow": {"variant": "shallow", "pool": "prompt"},
-        "cosine": {"head": "cosine", "pool": "patch+prompt"}, "pilot": {"preset": "pilot_deep", "epochs": 1},
-        "class token": {"pool": "cls", "init": "zeros"}, **TRAINING,
+        "cosine": {"head": "cosine", "pool": "patch+prompt"},
+        "pilot": {"preset": "pilot_deep", "train": {"epochs": 1}},
+        "class token": {"pool": "cls", "init": "zeros"}, **TRAINED,
     },
     "l2p": {
-        "votes": {"select_train": "batch_vote", "select_eval": "batch_vote", "train_vote_group": 4, "eval_batch": 4},
-        "slots": {"train_prompt": "task_slot", "copy_prev": True, "head_input": "cls+prompt", "prompt_pos": "cls"},
-        "by class": {"select_eval": "batch_vote", "eval_order": "class_sorted", "drop_last": "always"},
-        "clean queries": {"query_view": "clean", "train_logits": "seen", "head_input": "cls"}, **TRAINING,
+        "votes": {"train_prompts": {"vote": 4}, "vote": {"batch_size": 4}},
+        "slots": {
+            "train_prompts": {"name": "task_slot", "copy_prev": True}, "head_input": "cls+prompt", "prompt_pos": "cls",
+        },
+        "by class": {"vote": {"order": "class_sorted"}, "train": {"drop_last": "always"}},
+        "clean queries": {"query_view": "clean", "logits": "seen", "head_input": "cls"}, **TRAINED,
     },
     "dualprompt": {
-        "mean keys": {"key_update": "mean", "copy_prev": False}, "scrambled": {"kv_layout": "scrambled"},
-        "votes": {"select_eval": "batch_vote", "eval_batch": 4, "eval_order": "shuffled", "top_k": 2}, **TRAINING,
+        "mean keys": {"keys": "mean", "copy_prev": False},
+        "scrambled": {"kv_layout": "scrambled"},
+        "votes": {"vote": {"batch_size": 4, "order": "shuffled"}, "top_k": 2}, **TRAINED,
     },
     "coda_prompt": {
-        "pool": {"pool": 6, "tasks": 3, "init": "pool", "mu": 0.1, "ortho": "reference"},
-        "released": {"schedule": "quarter_cosine_released", "epochs": 3, "drop_last": "always"}, **TRAINING,
+        "pool": {"components": {"name": "pool", "pool": 6, "tasks": 3, "ortho": "whole"}, "mu": 0.1},
+        "released": {
+            "train": {"schedule": {"name": "quarter_cosine", "released": True}, "epochs": 3, "drop_last": "always"}
+        }, **TRAINED,
     },
     "dap": {
-        "released": {"pull_over": "sum", "head_init": "kaiming_fan_out", "mask_by_task": True},
-        "mean keys": {"key_update": "mean", "mixer_init": "normal_1e-2", "last_block_prompts": False},
-        "votes": {"select_eval": "batch_vote", "eval_batch": 4}, "sgd": {"optimizer": "sgd", "lr": 0.1, "flip": True},
+        "released": {"keys": {"pull_over": "sum"}, "head_init": "kaiming_fan_out", "mask_by_task": True},
+        "mean keys": {"keys": "mean", "mixer_init": "normal_1e-2", "last_block_prompts": False},
+        "votes": {"vote": {"batch_size": 4}},
+        "sgd": {"train": {"optimizer": "sgd", "lr": 0.1, "augment": {"flip": True}}},
     },
 }  # fmt: skip
 
@@ -186,7 +191,7 @@ def main() -> None:
             found[f"{name}: {branch}"] = tried
             print(f"{name}: {branch}", *tried, flush=True)
     if not args.check:
-        about = {"command": "python scripts/equal_bits.py", "machine": cpu(), "torch": torch.__version__}
+        about = {"command": "python -m scripts.equal_bits", "machine": cpu(), "torch": torch.__version__}
         args.file.write_text(json.dumps({**about, "hashes": found}, indent=1) + "\n")
         return
     recorded = json.loads(args.file.read_text())["hashes"]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mutant_runs import ROOT, STALL, Job, run_all
+from scripts.mutant_runs import ROOT, STALL, Job, run_all
 
 CACHE = ROOT / ".mutants"
 # these read the source as text, keep away from our copy of it, or measure a project of their own

@@ -11,7 +11,7 @@ the quickest first, up to the first failure. Tests beyond ``--seconds`` are put 
 far as ``--minutes`` allows. A change whose tests were cut may count as unnoticed though a longer run would notice it:
 the cap can lower the figure, never raise it. A test that hangs or a process that dies has noticed.
 
-Survivors are judged by hand: ``python scripts/mutants.py --seed S --record`` writes them to
+Survivors are judged by hand: ``python -m scripts.mutants --seed S --record`` writes them to
 ``benchmarks/results/mutants.json``, where each gets a verdict ("changes nothing", "harmless" or "hole") and a reason;
 the same command again counts them. The figure is noticed / (all - changes nothing - harmless); what is unjudged is a
 hole.
@@ -33,10 +33,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import mutant_changes
-from mutant_changes import Change, package
-from mutant_reach import CACHE, Reach, measured_reach, state_of
-from mutant_runs import ROOT, Job, Result, run_all
+from scripts import mutant_changes
+from scripts.mutant_changes import Change, package
+from scripts.mutant_reach import CACHE, Reach, measured_reach, state_of
+from scripts.mutant_runs import ROOT, Job, Result, run_all
 
 SOURCE = ROOT / "src/perdure"
 RESULTS = Path("benchmarks/results/mutants.json")

@@ -21,17 +21,17 @@ NOTES = {
         "`efficientnet_lite0`, RanPAC's with `-s method.projection_dim=5000`. `default_random_top` has none: "
         "`benchmarks/default_backbone.py`."
     ),
-    "table:default-speed": "No recipe: `python benchmarks/default_backbone.py --part speed`.",
-    "table:distillation": "No recipe: `python benchmarks/distillation.py`.",
+    "table:default-speed": "No recipe: `python -m benchmarks.default_backbone --part speed`.",
+    "table:distillation": "No recipe: `python -m benchmarks.distillation`.",
     "table:prompt-methods": f"Recipes: `recipes/DATA/METHOD_default.yaml`; {ORDERS}.",
     "table:prompt-explanation": "Recipes: `recipes/cifar10/METHOD_default.yaml`; *1 task* with `-s stream.tasks=1`.",
     "table:batch-effect": (
         "Recipes: `recipes/DATA/METHOD_default.yaml`, all but *honest* with `-s method.preset=mammoth`, DAP's with "
-        "`-s method.preset=official` and `-s method.pull_over=mean`; each learned model is then tested in several ways "
-        "by `benchmarks/batch_effect.py`."
+        "`-s method.preset=official` and `-s method.keys.pull_over=mean`; each learned model is then tested in several "
+        "ways by `benchmarks/batch_effect.py`."
     ),
     "table:prompt-costs": (
-        "No recipe: `python benchmarks/prompt_costs.py`, each method's default settings but batches of 16, one epoch."
+        "No recipe: `python -m benchmarks.prompt_costs`, each method's default settings but batches of 16, one epoch."
     ),
     "table:representation-default": f"Recipes: `recipes/DATA/METHOD_default.yaml`; {ORDERS}.",
     "table:representation-lite0": f"Recipes: `recipes/DATA/METHOD.yaml`; {ORDERS}.",
@@ -41,7 +41,7 @@ NOTES = {
     ),
     "table:mos-release": "Recipes: `recipes/DATA/METHOD_default.yaml`.",
     "table:ranpac-cost": "Ours: `recipes/caltech101/ranpac.yaml` with `-s method.projection_dim=10000`.",
-    "table:batch-bits": "No recipe: `python benchmarks/batch_bits.py`.",
+    "table:batch-bits": "No recipe: `python -m benchmarks.batch_bits`.",
     "table:mutants": "No recipe: `make mutants`.",
     "table:first-session": (
         "Recipes: `recipes/caltech101/aper_VARIANT_default.yaml` with `-s stream.tasks=null`, "
@@ -139,7 +139,8 @@ def _batches() -> Iterator[Run]:
         for method, row in methods.items():
             first = f"`{method}`, {DATA[data]}, {10 if data == 'caltech101' else 5} tasks"
             base = method.partition("+")[0]
-            recipe, set_ = f"recipes/{data}/{base}_default.yaml", tuple(report["settings"][base])
+            set_ = tuple(each.replace("method.pull_over", "method.keys.pull_over") for each in report["settings"][base])
+            recipe = f"recipes/{data}/{base}_default.yaml"
             # the name of a preset is left out: those of today have other settings for DAP
             tested = ("preset", "eval_batch", "eval_order", "mask_by_task")
             trained = {k: v for k, v in row["method"].items() if k not in tested}

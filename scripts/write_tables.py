@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mutants import mutants_table
-from table_marks import explained, mark
-from table_recipes import NOTES, RESULTS, label, main_runs
+from scripts.mutants import mutants_table
+from scripts.table_marks import explained, mark
+from scripts.table_recipes import NOTES, RESULTS, label, main_runs
 
 ABOUT = {
     "simplecil": "one mean feature per class, cosine",

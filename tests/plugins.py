@@ -17,14 +17,12 @@ from perdure.registry import Registry
 Install = Callable[..., None]
 
 
-def forget(registry: Registry[Any], name: str) -> None:
-    """Takes a thing out of a registry, which looks for plug-ins when it is asked next.
+def look_again(registry: Registry[Any]) -> None:
+    """Makes a registry look for plug-ins when it is asked next.
 
     Args:
         registry: one of perdure's, in a test that has the fixture ``install``.
-        name: the thing's.
     """
-    del registry._things[name]
     registry._discovered = False
 
 

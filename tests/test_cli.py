@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -17,13 +18,16 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from rich.console import ColorSystem
 
 from perdure import cli
 from perdure.backbone import backbones
-from perdure.checks import CheckResult
+from perdure.checks import CheckResult, check_method
 from perdure.data import LabelledImages
+from perdure.describe import setting_rows
 from perdure.methods import methods
-from perdure.run import Results, Runner, load_recipe, read_results
+from perdure.run import Recipe, Results, Runner, load_recipe, read_results
+from perdure.run.streams import STREAMS
 from plugins import Install
 
 TINY = [
@@ -90,11 +94,11 @@ def test_ls_names_everything(perdure: Call, tmp_path: Path) -> None:
     code, text, _ = perdure("ls")
     assert text.endswith(f"Recipes (perdure run FILE)\n  recipes/{ODD}.yaml\n")
     assert code == 0
-    for name in (*methods.names(), *backbones.names(), "fashion-mnist", "digits", "root/<domain>/<class>/"):
+    for name in (*methods.names(), *backbones.names(), "fashion-mnist", "digits", "root/<domain>/<class>/", *STREAMS):
         assert name in text
     assert "fashion-mnist" not in perdure("ls", "methods")[1]
-    cells = [re.split(r"\s*[│┃]\s*", line)[1:-1] for line in perdure("ls", "backbones")[1].splitlines()]
-    assert {row[0] for row in cells if row and row[-1] == "offline"} == set(backbones.names())
+    assert set(re.findall(r"^  (\S+) .* \(offline\)$", perdure("ls", "backbones")[1], re.M)) == set(backbones.names())
+    assert perdure("show")[1] == text
 
 
 PLUGIN = """
@@ -121,9 +125,8 @@ def test_plugins_are_listed_shown_and_named_where_they_are_broken(perdure: Call,
     _, text, warned = perdure("ls")
     for kind in ("method", "backbone"):
         assert f"warning: {kind} plug-in 'bad_{kind}' of perdure-bad 1.0 failed to load and is left out: OSE" in warned
-    cells = [re.split(r"\s*[│┃]\s*", line)[1:-1] for line in text.splitlines()]
-    assert ["tiny_far", "", "plug-in"] in cells
-    assert "quiet" in {row[0] for row in cells if row}
+    assert re.search(r"^  tiny_far +\(plug-in\)$", text, re.M)
+    assert re.search(r"^  quiet ", text, re.M)
     assert "8 features per image" in perdure("show", "tiny_far")[1]
     assert "preset" in perdure("show", "quiet")[1]
     for command in (["show", "bad_method"], ["show", "bad_backbone"], ["check", "bad_method"]):
@@ -167,7 +170,13 @@ def test_figures_stand_to_the_right_and_words_to_the_left(capsys: pytest.Capture
 def test_show_explains_methods_data_backbones_and_recipes(perdure: Call, tmp_path: Path) -> None:
     assert "projection_dim" in perdure("show", "ranpac")[1]
     assert "> 0; < 1" in perdure("show", "ranpac")[1]
+    for name, needs in {"ranpac": "any backbone", "l2p": "a plain Vision Transformer"}.items():
+        assert f"\nBackbone: {needs}\n" in perdure("show", name)[1]
     assert "order_seed" in perdure("show", "digits")[1]
+    assert "stream.preset" not in perdure("show", "digits")[1], "no stream of these has a name"
+    assert "cifar100-b0-inc10" in perdure("show", "cifar100")[1]
+    assert "cub-b0-inc10" not in perdure("show", "cifar100")[1]
+    assert yaml.safe_load(perdure("show", "vtab-b0-inc10")[1])["order_seed"] is None
     assert "1280 features per image" in perdure("show", "efficientnet_lite0")[1]
     assert "64 features per image" in perdure("show", "test_vit")[1]
     shown = perdure("show", "default")[1]
@@ -181,6 +190,55 @@ def test_show_explains_methods_data_backbones_and_recipes(perdure: Call, tmp_pat
     code, _, error = perdure("show", "ranpak")
     assert code == 2
     assert "Did you mean 'ranpac'" in error
+
+
+def test_show_tells_a_methods_settings_as_they_were_typed(perdure: Call) -> None:
+    paper = methods.get("slca").Config(preset="paper")
+    shown = perdure("show", "slca", "-s", "method.preset=paper", "-s", "method.train.epochs=77")[1]
+    lines = [line.strip().split("   ")[0] for line in shown.splitlines()]
+    assert {"preset = paper", f"align.epochs = {paper.align.epochs}", "train.epochs = 77"} <= {*lines}
+    rows = setting_rows(type(paper), paper.but(train={"epochs": 77}))
+    values = {f"{key} = {value}" for key, _, value, _ in rows if " " not in key and value not in ("", "required")}
+    assert values <= {*lines}
+    assert shown != perdure("show", "slca")[1]
+    off = perdure("show", "slca", "-s", "method.align=none")[1]
+    assert "\nalign = none " in off
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["slca", "-s", "method.train.epoch=3"], "method: key must be one of its fields, but got 'train.epoch'"),
+        (["slca", "-s", "stream.tasks=3"], "-s must be method.KEY=VALUE, as a method is shown, but got 'stream'"),
+        (["slca", "-s", "method=paper"], "-s must be method.KEY=VALUE, as a method is shown, but got 'method'"),
+        (["digits", "-s", "stream.tasks=3"], "-s must be left out for digits, but got 'stream.tasks=3'"),
+        (["test_vit", "-s", "backbone.device=cpu"], "-s must be left out for test_vit, but got 'backbone.device=cpu'"),
+        (["vtab-b0-inc10", "-s", "stream.tasks=3"], "-s must be left out for vtab-b0-inc10, but got"),
+        (["-s", "method.preset=paper"], "-s must be left out for a list of names, but got 'method.preset=paper'"),
+    ],
+)
+def test_show_refuses_a_setting_that_it_cannot_show(perdure: Call, arguments: list[str], told: str) -> None:
+    code, text, error = perdure("show", *arguments)
+    assert (code, text) == (2, "")
+    assert told in error
+
+
+@pytest.mark.parametrize("name", [None, *methods.names(), "digits", "fashion-mnist", "default", "test_vit"])
+def test_what_is_shown_fits_80_columns(perdure: Call, monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
+    monkeypatch.setattr(cli.out, "_width", 80)
+    code, text, _ = perdure("show", *([name] if name else []))
+    assert code == 0
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_names_are_bold_on_a_terminal_alone(perdure: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = perdure("show", "mos")[1]
+    monkeypatch.setattr(cli.out, "_force_terminal", True)
+    monkeypatch.setattr(cli.out, "_color_system", ColorSystem.STANDARD)
+    bold = perdure("show", "mos")[1]
+    assert "\x1b[1mSource:\x1b[0m Sun" in bold
+    assert "\x1b[1m  adapter.rank\x1b[0m = 16   int\n" in bold
+    assert re.sub(r"\x1b\[\d+m", "", bold) == plain
 
 
 def test_an_alias_is_shown_but_never_listed(perdure: Call) -> None:
@@ -204,6 +262,43 @@ def test_run_prints_table_report_and_the_command_that_repeats_it(perdure: Call, 
     command = text.split("repeat it: ")[1].strip()
     assert command.endswith("--out 'my run'")
     assert read_results(tmp_path / "my run").provenance.command == command
+
+
+STOP = {None: "no task was begun", 0: "0 of 3 tasks are finished", 2: "2 of 3 tasks are finished"}
+
+
+@pytest.mark.parametrize("at", STOP)
+def test_a_run_that_is_interrupted_tells_what_is_finished(
+    at: int | None, perdure: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind: Any = methods.get("simplecil")
+    learn = kind.fit_task
+
+    def fit_task(method: Any, task: Any) -> Any:
+        return interrupt() if task.index == at else learn(method, task)
+
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    whole = [*TINY, "-s", "method.name=simplecil"]
+    with monkeypatch.context() as patch:
+        patch.setattr(*((Recipe, "load_stream", interrupt) if at is None else (kind, "fit_task", fit_task)))
+        code, text, error = perdure("run", *whole)
+    assert (code, text) == (130, "")
+    assert error.splitlines()[-1] == f"Stopped; {STOP[at]}. The same command goes on."
+    assert perdure("run", *whole)[0] == 0
+
+
+def test_without_a_terminal_a_run_tells_every_task_in_a_line(perdure: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [*TINY, "-s", "method.name=simplecil"]
+    lines = perdure("run", *whole)[2].splitlines()
+    told = r"task {} of 3: \d+\.\d s, accuracy \d+\.\d% on all test images seen so far"
+    assert [bool(re.fullmatch(told.format(i + 1), line)) for i, line in enumerate(lines)] == [True] * 3
+    assert cli._task_line({"task": 0, "train_seconds": 1.5, "eval_seconds": 1, "accuracy": None}, 2) == (
+        "task 1 of 2: 2.5 s, no test images"
+    )
+    monkeypatch.setattr(cli.err, "_force_terminal", True)
+    assert "of 3:" not in perdure("run", *whole, "--out", "other")[2], "bars tell it"
 
 
 ODD = "a [bold]b[/] :cat: it's $HOME"
@@ -270,10 +365,33 @@ def test_report_compares_runs(perdure: Call, tmp_path: Path) -> None:
 
 def test_check_exits_with_one_if_a_promise_is_broken(perdure: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     assert perdure("check", "simplecil")[0] == 0
+    two = ("check_constructor_learns_nothing", "check_learns_an_easy_task")
+    monkeypatch.setattr(cli, "check_method", functools.partial(check_method, only=two))
     monkeypatch.setattr(methods.get("simplecil"), "columns", lambda self, labels: 1 / 0)
     code, text, _ = perdure("check", "simplecil")
     assert code == 1
     assert "ZeroDivisionError" in text
+
+
+def test_check_shows_the_lines_of_the_methods_own_file_or_the_whole_way(
+    perdure: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from perdure.methods.simplecil import SimpleCIL\n\n\nclass Mine(SimpleCIL):\n"
+        "    def predict(self, images):\n        return super().predict(images) / 0 @ [1]\n"
+    )
+    asked = ("check_scores_cover_the_seen_classes",)
+    monkeypatch.setattr(cli, "check_method", functools.partial(check_method, only=asked))
+    code, text, _ = perdure("check", "./mine.py:Mine")
+    assert code == 1
+    here = f"    {tmp_path / 'mine.py'}:6 in predict: return super().predict(images) / 0 @ [1]"
+    assert here in text.splitlines()
+    assert "Traceback" not in text
+    code, text, _ = perdure("check", "./mine.py:Mine", "--traceback")
+    assert code == 1
+    assert "    Traceback (most recent call last):" in text.splitlines()
+    assert f'      File "{tmp_path / "mine.py"}", line 6, in predict' in text.splitlines()
+    assert here not in text
 
 
 def test_check_marks_the_broken_promises_and_no_others(perdure: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,14 +565,18 @@ def test_debug_shows_the_traceback_of_a_refusal(perdure: Call) -> None:
         perdure("--debug", "show", "nothing_i_know")
 
 
-def test_the_installed_command_works(tmp_path: Path) -> None:
+def test_the_installed_command_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = Path(sys.executable).parent / "perdure"
     run = subprocess.run([command, "ls", "methods"], check=False, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0
     assert "simplecil" in run.stdout
-    run = subprocess.run([command, "check", "nothing"], check=False, capture_output=True, text=True, cwd=tmp_path)
-    assert run.returncode == 2
-    assert "Traceback" not in run.stderr
+    monkeypatch.setattr(sys, "argv", [str(command), "check", "nothing"])
+    with pytest.raises(SystemExit) as stop:  # the same script, in this process
+        runpy.run_path(str(command), run_name="__main__")
+    assert stop.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_python_m_perdure_is_the_command_line(

@@ -72,7 +72,9 @@ def test_an_unknown_preset_is_named(preset: object) -> None:
     assert problem.startswith("Settings: preset must be ")
     assert repr(preset) in problem
     if isinstance(preset, str):
-        assert "one of ['default', 'empty', 'paper']" in problem
+        assert problem.endswith(
+            "the name of a preset, but got 'papr'. Did you mean 'paper'? Known: default, empty, paper."
+        )
 
 
 def test_a_config_without_presets_knows_no_preset() -> None:
@@ -232,6 +234,31 @@ def test_sections_are_laid_over_defaults_and_presets_key_by_key(given: dict[str,
 def test_a_bad_setting_of_a_section_is_named_by_its_path(given: dict[str, Any], told: str) -> None:
     with pytest.raises(RecipeError, match=f"^Sectioned: .*{told}"):
         load(Sectioned, given)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"train": {"epochs": 0}}, "Sectioned: train.epochs must be greater than or equal to 1, but got 0. See"),
+        ({"nope": 3}, "Sectioned: key must be one of its fields, but got 'nope'. Known"),
+        ({"preset": "papr"}, "Sectioned: preset must be the name of a preset, but got 'papr'. Did you mean 'paper'"),
+        ({"top": {"name": "slow", "patience": 0}}, "Sectioned: top.patience must be greater than or equal to 1, but"),
+    ],
+)
+def test_the_constructor_and_but_refuse_as_load_does(given: dict[str, Any], told: str) -> None:
+    refusals = []
+    for make in (lambda: load(Sectioned, given), lambda: Sectioned(**given), lambda: Sectioned().but(**given)):
+        with pytest.raises(RecipeError) as error:
+            make()
+        refusals.append(str(error.value))
+    assert told in refusals[0]
+    assert len(set(refusals)) == 1
+
+
+def test_a_section_made_by_itself_names_itself() -> None:
+    told = r"^2 problems:\n  - Inner: epochs must .* 0\..*\n  - Inner: batch must .* -1\."
+    with pytest.raises(RecipeError, match=told):
+        Inner(epochs=0, batch=-1)
 
 
 def test_every_setting_is_listed_with_its_path() -> None:

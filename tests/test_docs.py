@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-import write_tables
 
+from perdure.checks import check_method
 from perdure.methods import methods
 from perdure.run import Runner, load_recipe
-from plugins import Install, forget
+from perdure.run.method_file import typed_method
+from plugins import Install, look_again
+from scripts import write_tables
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -61,12 +63,21 @@ def test_what_the_contributing_guide_writes_outside_this_repository_works(
     install("my-vit", {"perdure.backbones": points["perdure.backbones"]}, backbone)
     torch.manual_seed(0)  # of the backbone's weights, which are drawn in each run
     from_file = Runner(load_recipe(None, [*rest, typed])).run()
-    forget(methods, "class_means")
+    look_again(methods)
     install("class-means", {"perdure.methods": points["perdure.methods"]}, method)
     torch.manual_seed(0)
     installed = Runner(load_recipe(None, [*rest, "method.name=class_means"])).run()
     assert from_file.metrics == installed.metrics
     assert {"my-vit", "class-means"} <= set(installed.provenance.versions)
+
+
+def test_the_method_that_trains_keeps_what_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "replay.py").write_text(python_blocks(ROOT / "docs/writing_a_method.md"))
+    kind, _ = typed_method("./replay.py:Replay")
+    asked = ["check_state_is_declared", "check_resumed_equals_straight", "check_data_are_kept_if_the_tag_says_so"]
+    assert [r.name for r in check_method(kind, only=asked) if not r.ok] == []
+    assert kind.Config(preset="small_memory").memory.n_images == 50
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))

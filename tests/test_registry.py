@@ -54,6 +54,19 @@ def test_a_name_is_taken_once() -> None:
     assert things.get("x") is first
 
 
+def test_what_a_module_left_out_registers_is_not_filed() -> None:
+    things: Registry[type] = Registry("thing")
+    things.register("x")(int)
+    things.leave_out(__name__)
+
+    @things.register("x")
+    class X:
+        pass
+
+    assert X.__name__ == "X"
+    assert things.get("x") is int
+
+
 def test_an_unknown_name_gets_close_matches() -> None:
     things: Registry[int] = Registry("method")
     things.register("ranpac")(1)

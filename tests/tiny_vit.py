@@ -11,12 +11,29 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from perdure import Backbone
+from perdure.backbone.tiny import small_vit
+from perdure.checks import CHECKS, learning
 from perdure.data import Preprocess
+
+ON_ANOTHER_VIT = (
+    *(name for name, check in CHECKS.items() if check.__module__ == learning.__name__),
+    "check_scores_cover_the_seen_classes",
+    "check_predicting_changes_nothing",
+    "check_backbone_untouched",
+    "check_batch_does_not_matter",
+    "check_whole_data_equals_batches",
+    "check_state_round_trip",
+    "check_resumed_equals_straight",
+    "check_threads_do_not_matter",
+    "check_features_come_from_where_the_tags_say",
+    "check_state_is_declared",
+)
+"""The common checks of what a method learns and answers; those of its settings and refusals need no second model."""
 
 
 def second_vit() -> Backbone:
     """timm's ``test_vit2`` of random weights, its layer scales at 1: at their 1e-5 no prompt can be seen in a score."""
-    backbone = Backbone.load("test_vit2", pretrained=False, device="cpu")
+    backbone = small_vit("test_vit2")
     for name, scale in backbone.model.named_parameters():
         if name.endswith("gamma"):
             scale.fill_(1.0)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 import sys
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,21 +18,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from perdure import __version__
-from perdure.backbone import Backbone, backbones
-from perdure.backbone.default import WEIGHTS, read_weights
-from perdure.checks import CheckResult, check_method
-from perdure.config import Config
-from perdure.data.datasets import datasets
+from perdure.checks import CheckResult, check_method, own_frames
 from perdure.data.doctor import check_folder
-from perdure.describe import described, notes, purpose, setting_rows
-from perdure.errors import PerdureError, UnknownNameError, did_you_mean
+from perdure.describe import Line
+from perdure.errors import PerdureError
 from perdure.memory import FeatureStore
-from perdure.methods import methods
 from perdure.run import Results, Runner, load_recipe
-from perdure.run.method_file import names_file, typed_method
-from perdure.run.recipe import BackboneConfig, StreamConfig
+from perdure.run.method_file import typed_method
 from perdure.run.report import accuracy_table, write_report
 from perdure.run.selection import selection_sentence
+from perdure.run.streams import STREAMS
+from perdure.shown import What, in_full, names, refuse_settings
 from perdure.train.runtime import tune_allocator
 from perdure.types import Event
 
@@ -45,6 +41,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at image folders.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+INTERRUPTED = 130  # what a shell expects after Ctrl-C
 out, err = Console(emoji=False), Console(stderr=True, emoji=False)
 
 Overrides = Annotated[
@@ -54,61 +51,29 @@ Overrides = Annotated[
 
 
 @app.command("ls")
-def list_names(
-    what: Annotated[Literal["all", "methods", "backbones", "data", "recipes"], typer.Argument()] = "all",
-) -> None:
-    """List methods, backbones, data sets and the recipes under ./recipes."""
-    if what in ("all", "methods"):
-        kinds = {name: methods.get(name) for name in methods.names()}
-        rows = [(name, purpose(described(kind)), notes(kind.tags)) for name, kind in kinds.items()]
-        _print_table("Methods", ("name", "what it does", "notes"), rows)
-    if what in ("all", "backbones"):
-        loaders = {name: backbones.get(name) for name in backbones.names()}
-        whose = {name: "offline" if f.__module__.startswith("perdure.") else "plug-in" for name, f in loaders.items()}
-        rows = [(name, purpose(described(load)), whose[name]) for name, load in loaders.items()]
-        rows.append(("any timm model", "by its full tag, e.g. vit_base_patch16_224.augreg_in21k", "hub or a file"))
-        _print_table("Backbones", ("name", "what it is", "weights"), rows)
-    if what in ("all", "data"):
-        named = [(name, purpose(datasets.get(name))) for name in datasets.names()]
-        folder = ("any folder", "root/{train,test}/<class>/, root/<class>/ or root/<domain>/<class>/")
-        _print_table("Data sets", ("name", "what it is"), [*named, folder])
-    if what in ("all", "recipes"):
-        out.print("[bold]Recipes[/] (perdure run FILE)")
-        for path in sorted(Path("recipes").glob("**/*.yaml")):
-            _print_line(f"  {path}")
+def list_names(what: Annotated[What, typer.Argument()] = "all") -> None:
+    """List methods, backbones, data sets, named streams and the recipes under ./recipes."""
+    _print_lines(names(what, out.width))
 
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A method, a backbone, a data set, or a recipe file.")],
+    name: Annotated[
+        str | None, typer.Argument(help="A method, backbone, data set, stream or recipe file; without it, all names.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Explain a method with all its settings, a backbone, a data set, or a recipe with every default written out."""
-    if Path(name).suffix in (".yaml", ".yml"):
+    """Explain a method with all its settings, those of -s among them, a backbone, a data set, or a whole recipe."""
+    if name is None:
+        refuse_settings("a list of names", overrides or [])
+        list_names("all")
+    elif Path(name).suffix in (".yaml", ".yml"):
         _print_line(yaml.safe_dump(load_recipe(Path(name), overrides or []).values(), sort_keys=False).rstrip())
-    elif name in methods or names_file(name):
-        kind, _ = typed_method(name)
-        out.print(escape(inspect.getdoc(described(kind)) or ""))
-        _print_settings(
-            f"Settings (-s method.KEY=VALUE; presets: {', '.join(kind.Config.presets) or 'none'})", kind.Config
-        )
-    elif name in datasets:
-        out.print(escape(inspect.getdoc(datasets.get(name)) or ""))
-        _print_settings("Settings (-s stream.KEY=VALUE)", StreamConfig)
-    elif name in methods.broken():
-        methods.get(name)  # says why it is not there
-    elif name in backbones or name in backbones.broken() or "." in name or "_" in name:
-        backbone = Backbone.load(name, pretrained=name in backbones)
-        n = sum(p.numel() for p in backbone.parameters())
-        told = inspect.getdoc(described(backbones.get(name))) or "" if name in backbones else f"timm's {name}"
-        out.print(escape(told))
-        out.print(f"\n{n:,} parameters, {backbone.dim} features per image\n{backbone.preprocess}", highlight=False)
-        if name == "default":
-            _print_table("Its weights", ("fact", ""), list(read_weights(WEIGHTS)[1].items()))
-        _print_settings("Settings (-s backbone.KEY=VALUE)", BackboneConfig)
+    elif name in STREAMS:
+        refuse_settings(name, overrides or [])
+        _print_line(yaml.safe_dump(STREAMS[name], sort_keys=False).rstrip())
     else:
-        hint = did_you_mean(name, [*methods.names(), *datasets.names(), *backbones.names()], methods.aliases())
-        raise UnknownNameError("perdure show", "name", "a method, backbone, data set or recipe", name, hint)
+        _print_lines(in_full(name, out.width, overrides or []))
 
 
 @app.command()
@@ -145,14 +110,23 @@ def report(
 
 
 @app.command()
-def check(name: Annotated[str, typer.Argument(help="A method's name, or FILE.py:Class.")]) -> None:
-    """Hold a method to every common check; exit code 1 if one fails."""
+def check(
+    name: Annotated[str, typer.Argument(help="A method's name, or FILE.py:Class.")],
+    whole: Annotated[bool, typer.Option("--traceback", help="Show where a check failed, call by call.")] = False,
+) -> None:
+    """Hold a method to every common check; exit code 1 if one fails. Below it, the method's own lines that failed."""
+    kind, _ = typed_method(name)
 
     def tell(result: CheckResult) -> None:
         mark = "[green]ok[/]  " if result.ok else "[red]FAIL[/]"
         out.print(f"{mark} {result.seconds:6.2f} s  {result.name}  [dim]{escape(result.note)}[/]", soft_wrap=True)
+        if result.ok or result.error is None:
+            return
+        told = "".join(traceback.format_exception(result.error)).splitlines() if whole else None
+        for line in told or own_frames(result.error, kind):
+            _print_line(f"    {line}")
 
-    results = check_method(typed_method(name)[0], on_result=tell)
+    results = check_method(kind, on_result=tell)
     failed = sum(not r.ok for r in results)
     out.print(f"{len(results) - failed} of {len(results)} checks passed")
     raise typer.Exit(1 if failed else 0)
@@ -176,7 +150,7 @@ def data_check(folder: Annotated[Path, typer.Argument(help="An image folder.")])
 def run_recipe(
     recipe: Any, directory: Path | None, *, command: str = "", keep_states: Literal["last", "all"] = "last"
 ) -> tuple[Results, Path]:
-    """Runs a recipe with progress bars on the terminal.
+    """Runs a recipe with progress bars on the terminal; elsewhere with one line for every task.
 
     Args:
         recipe: a checked recipe.
@@ -186,6 +160,9 @@ def run_recipe(
 
     Returns:
         The results and the run directory.
+
+    Raises:
+        SystemExit: with 130 after Ctrl-C; what is finished is told.
     """
     columns = (
         SpinnerColumn(),
@@ -194,7 +171,7 @@ def run_recipe(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as bars:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         whole = bars.add_task(f"{recipe.method_name}: tasks", total=None)
         images = bars.add_task("images", total=None, visible=False)
 
@@ -207,6 +184,8 @@ def run_recipe(
                 bars.update(whole, total=event["tasks"], completed=event["tasks_done"])
             elif event["event"] == "task_finished":
                 bars.update(whole, completed=event["task"] + 1)
+                if bars.disable:
+                    err.print(_task_line(event, bars.tasks[0].total), highlight=False, markup=False, soft_wrap=True)
             elif event["event"] == "file_left_out":
                 err.print(f"[yellow]left out[/] {escape(event['reason'])}", soft_wrap=True)
 
@@ -214,7 +193,13 @@ def run_recipe(
             recipe, directory, store=FeatureStore(progress=progress),
             command=command, keep_states=keep_states, on_event=on_event,
         )  # fmt: skip
-        return runner.run(), runner.out
+        try:
+            return runner.run(), runner.out
+        except KeyboardInterrupt:
+            done, total = bars.tasks[0].completed, bars.tasks[0].total
+            told = "no task was begun" if total is None else f"{done:.0f} of {total:.0f} tasks are finished"
+            err.print(f"Stopped; {told}. The same command goes on.", highlight=False, soft_wrap=True)
+            sys.exit(INTERRUPTED)
 
 
 def print_results(runs: dict[str, Results]) -> None:
@@ -252,6 +237,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
+def _task_line(event: Mapping[str, Any], total: float | None) -> str:
+    seconds, accuracy = event["train_seconds"] + event["eval_seconds"], event["accuracy"]
+    told = "no test images" if accuracy is None else f"accuracy {accuracy:.1%} on all test images seen so far"
+    return f"task {event['task'] + 1} of {total:.0f}: {seconds:.1f} s, {told}"
+
+
 def _print_line(text: str) -> None:
     """As it is, to be copied: not wrapped, coloured or read as markup."""
     out.print(text, highlight=False, soft_wrap=True, markup=False)
@@ -267,5 +258,7 @@ def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]
     out.print(table)
 
 
-def _print_settings(title: str, config: type[Config]) -> None:
-    _print_table(title, ("key", "type", "default", "meaning and bounds"), setting_rows(config))
+def _print_lines(lines: Sequence[Line]) -> None:
+    """Lines of the terminal's width."""
+    for strong, rest in lines:
+        out.print(f"[bold]{escape(strong)}[/]{escape(rest)}", highlight=False, soft_wrap=True)

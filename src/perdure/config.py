@@ -5,14 +5,15 @@ explicit values key by key over a preset's, so that ``train: {lr: 0.1}`` changes
 says which by its first key (``name`` or ``variant``): another kind starts from its own defaults. A kind alone may be
 written as text, ``optimizer: adam``, and an optional section may be switched off with ``none``.
 
-Relations: a method's ``Config`` and every section of a recipe derive from :class:`Config`; ``load`` turns pydantic's
-report into perdure's error format with close matches for misspelt keys.
+Relations: a method's ``Config`` and every section of a recipe derive from :class:`Config`; it and ``load`` turn
+pydantic's report into perdure's error format with close matches for misspelt keys.
 """
 
 from __future__ import annotations
 
+import importlib.resources
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -21,12 +22,16 @@ from pydantic_core import ErrorDetails
 
 from perdure.errors import ConfigError, RecipeError, did_you_mean
 
+PRESET = "the name of a preset"  # what a field of presets must be
 KINDS = ("name", "variant")  # the keys that tell which kind a section is
 KIND = ""  # stands for that key where a section's kind was given as text and other keys of it follow
-MOVED = {  # settings of before there were sections: where they are, in those classes that have such a section
-    "align_batch": "align.batch_size", "amsgrad": "train.optimizer", "beta1": "train.optimizer",
-    "beta2": "train.optimizer", "eval_batch": "vote.batch_size", "eval_order": "vote.order", "select_eval": "vote",
-    "select_train": "train_vote", "train_vote_group": "train_vote.group",
+# settings of before there were sections: where they are, in those classes that have such a place
+MOVED = {
+    "align_batch": ["align.batch_size"], "amsgrad": ["train.optimizer"], "beta1": ["train.optimizer"],
+    "beta2": ["train.optimizer"], "components_per_task": ["components.each"], "eval_batch": ["vote.batch_size"],
+    "eval_order": ["vote.order"], "init": ["components.ortho"], "key_update": ["keys"], "returning": ["covariance"],
+    "select_eval": ["vote"], "select_train": ["train_prompts.vote"], "train_logits": ["logits", "mode"],
+    "train_prompt": ["train_prompts"], "train_vote_group": ["train_prompts.vote"],
 }  # fmt: skip
 
 
@@ -35,10 +40,21 @@ class Config(BaseModel):
 
     ``presets`` maps a published variant's name to the values it changes; ``Config(preset="paper")`` starts from
     those values and explicit ones win.
+
+    Raises:
+        RecipeError: with one ``ConfigError`` per bad key or value, as :func:`load` does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _refusal(error, type(self), type(self).__name__) from None
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # sections are validated without it
 
     @model_validator(mode="before")
     @classmethod
@@ -52,6 +68,17 @@ class Config(BaseModel):
         changed = laid_over(laid_over(start, under), values)
         return {name: _of_section(given[name], value) if name in given else value for name, value in changed.items()}
 
+    def but(self, **changes: Any) -> Self:
+        """The same with some values changed; those of sections key by key.
+
+        Args:
+            changes: values by name.
+
+        Raises:
+            RecipeError: with one ``ConfigError`` per bad key or value.
+        """
+        return load(type(self), laid_over(self.model_dump(), changes))
+
 
 class MethodConfig(Config):
     """Base of every method's ``Config``."""
@@ -61,12 +88,33 @@ class MethodConfig(Config):
     @field_validator("preset")
     @classmethod
     def _preset_is_known(cls, preset: str) -> str:
-        if preset not in {"default", *cls.presets}:
-            raise ValueError(f"one of {sorted({'default', *cls.presets})}")
+        if preset not in preset_names(cls):
+            raise ValueError(PRESET)
         return preset
 
 
 C = TypeVar("C", bound=Config)
+
+
+def published(name: str) -> Mapping[str, Mapping[str, Any]]:
+    """The presets in ``perdure/presets/NAME.yaml``: what each published variant changes.
+
+    Args:
+        name: of the method.
+    """
+    text = importlib.resources.files("perdure").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
+    presets: Mapping[str, Mapping[str, Any]] = yaml.safe_load(text)
+    return presets
+
+
+def preset_names(model: type[Config]) -> list[str]:
+    """What the field ``preset`` of a configuration may be, besides nothing where nothing is its default.
+
+    Args:
+        model: the configuration.
+    """
+    own = model.model_fields["preset"].default
+    return [*([own] if own else []), *model.presets]
 
 
 def laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,6 +176,19 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fi
             yield from settings(kind, f"{prefix}{name}.")
 
 
+def section_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The path of every section below ``model``.
+
+    Args:
+        model: a configuration class.
+        prefix: put before every path.
+    """
+    for name, kinds in sections(model).items():
+        yield prefix + name
+        for kind in kinds:
+            yield from section_paths(kind, f"{prefix}{name}.")
+
+
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
@@ -150,8 +211,7 @@ def load(model: type[C], values: Mapping[str, Any], where: str | None = None) ->
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        name = where or model.__name__
-        raise RecipeError([_problem(e, model, name) for e in error.errors()]) from None
+        raise _refusal(error, model, where or model.__name__) from None
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
@@ -178,7 +238,14 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     return path.strip().split("."), parsed
 
 
-def _problem(error: ErrorDetails, model: type[BaseModel], where: str) -> ConfigError:
+def _refusal(error: ValidationError, model: type[Config], where: str) -> RecipeError:
+    errors = error.errors()
+    if any(_is_unknown_preset(e) for e in errors):  # which might have given what is missing
+        errors = [e for e in errors if e["type"] != "missing"]
+    return RecipeError([_problem(e, model, where) for e in errors])
+
+
+def _problem(error: ErrorDetails, model: type[Config], where: str) -> ConfigError:
     path, kinds = _place(error["loc"], model)
     if error["type"] == "extra_forbidden":
         return ConfigError(where, "key", "one of its fields", path, _where_it_belongs(path, model, kinds))
@@ -192,7 +259,14 @@ def _problem(error: ErrorDetails, model: type[BaseModel], where: str) -> ConfigE
             where, f"{path}.{key}", f"one of {known}", got, did_you_mean(got, known.replace("'", "").split(", "))
         )
     constraint = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return ConfigError(where, path, constraint, error["input"], "See 'perdure show' for every field and its bounds")
+    hint = "See 'perdure show' for every field and its bounds"
+    if _is_unknown_preset(error):
+        hint = did_you_mean(error["input"], preset_names(model))
+    return ConfigError(where, path, constraint, error["input"], hint)
+
+
+def _is_unknown_preset(error: ErrorDetails) -> bool:
+    return error["type"] == "value_error" and error["msg"].endswith(PRESET)
 
 
 def _place(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, list[type[BaseModel]]]:
@@ -211,11 +285,10 @@ def _place(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, lis
 def _where_it_belongs(path: str, model: type[BaseModel], kinds: list[type[BaseModel]]) -> str:
     """Where an unknown key's setting is: in another section, or one that is spelt alike."""
     key, known = path.rpartition(".")[2], {name for kind in kinds for name in kind.model_fields}
-    every = sorted({p for p, _ in settings(model)})
+    every = sorted({*(p for p, _ in settings(model)), *section_paths(model)})
     if path in every:
         return f"Another kind of {path.rpartition('.')[0]} has it. {did_you_mean(key, known)}"
     elsewhere = [p for p in every if key in (p.rpartition(".")[2], p.replace(".", "_"))]
     elsewhere = [p for p in elsewhere if "train." in p] or elsewhere
-    if not elsewhere and key in MOVED and any(p.startswith(MOVED[key]) for p in every):
-        elsewhere = [MOVED[key]]
+    elsewhere = elsewhere or [place for place in MOVED.get(key, []) if any(p.startswith(place) for p in every)]
     return f"Write it as {' or '.join(elsewhere)}" if elsewhere and "." not in path else did_you_mean(key, known)

@@ -1,37 +1,53 @@
-"""What the command line tells about methods, settings and data sets: rows of text, taken from the code itself."""
+"""What the command line tells about methods, settings and data sets: lines of text, taken from the code itself."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from perdure.config import KINDS, sections
-from perdure.tags import Tags
+from perdure.config import KINDS, Config, sections
+from perdure.learned import declarations, growth_formula, state_rows
+from perdure.methods import Method
+from perdure.tags import BACKBONES, Tags
 
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+REQUIRED = "required"  # stands for the default of a setting that has none
+SECTION = "section"  # stands for a section's type; it has no default of its own
+HEADING = re.compile(r"[A-Z][\w-]*( \w+)?:(?=\s|$)")  # of a docstring's section: Source:, Use when:
+NAME = re.compile(r"[\w-]+:(?=\s)")  # of what a docstring's first line describes, or of an argument
+ROLE = re.compile(r":\w+:`~?([^`]+)`")  # reStructuredText for a link to code
 Row = tuple[str, str, str, str]  # key, type, default, meaning and bounds
+Line = tuple[str, str]  # what is to stand out, and the rest of the line
+EMPTY: Line = ("", "")
 
 
-def setting_rows(config: type[BaseModel]) -> list[Row]:
+def setting_rows(config: type[BaseModel], values: BaseModel | None = None) -> list[Row]:
     """Every setting of a configuration: its path, type, default, and meaning with bounds.
 
-    Of a section of several kinds each kind's settings are listed; those of a kind that is not the default name it.
+    Of a section of several kinds each kind's settings are listed; those that only some kinds have, and not the default
+    one, name these kinds.
 
     Args:
         config: a configuration class.
+        values: those to tell in place of the defaults.
     """
-    merged: dict[tuple[str, str, str, str], list[str]] = {}
-    for kind, row in _rows(config, None, ""):
+    merged: dict[Row, list[str]] = {}
+    for kind, row in _rows(config, values, ""):
         merged.setdefault(row, []).append(kind)
-    return [
-        (key if "" in kinds else f"{key} ({', '.join(dict.fromkeys(kinds))})", type_, default, meaning)
-        for (key, type_, default, meaning), kinds in merged.items()
-    ]
+    choices = {key: {*type_.split(" | ")} - {"none"} for key, type_, _, _ in merged}
+
+    def of(key: str, kinds: list[str]) -> str:
+        sections_around = (key[: dot.start()] for dot in re.finditer(r"\.", key))
+        every = "" in kinds or {*kinds} in [choices[section] for section in sections_around]
+        return "" if every else f" ({', '.join(dict.fromkeys(kinds))})"
+
+    return [(row[0] + of(row[0], kinds), *row[1:]) for row, kinds in merged.items()]
 
 
 def _rows(model: type[BaseModel], values: BaseModel | None, prefix: str, kind: str = "") -> Iterator[tuple[str, Row]]:
@@ -42,14 +58,13 @@ def _rows(model: type[BaseModel], values: BaseModel | None, prefix: str, kind: s
         if name in KINDS and kind_of(model):
             continue
         if not kinds:
-            default = "required" if values is None and field.is_required() else _shown(value)
+            default = REQUIRED if values is None and field.is_required() else _shown(value)
             yield kind, (prefix + name, _type_name(field.annotation), default, _meaning(field))
             continue
-        if len(kinds) > 1 or value is None:
-            none = ["none"] if type(None) in get_args(field.annotation) else []
-            choices = " | ".join([*filter(None, map(kind_of, kinds)), *none]) or "a section, or none"
-            default = "none" if value is None else kind_of(type(value))
-            yield kind, (prefix + name, choices, default, _meaning(field))
+        optional = type(None) in get_args(field.annotation)
+        choices = " | ".join([*(map(kind_of, kinds) if len(kinds) > 1 else [SECTION]), *(["none"] if optional else [])])
+        default = kind_of(type(value)) if isinstance(value, BaseModel) else "none" if optional else REQUIRED
+        yield kind, (prefix + name, choices, default, _meaning(field))
         for each in kinds:
             own = isinstance(value, each)
             yield from _rows(each, value if own else None, f"{prefix}{name}.", kind if own else kind_of(each) or kind)
@@ -76,12 +91,17 @@ def _meaning(field: FieldInfo) -> str:
 def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if get_origin(annotation) is list:
+        return f"list[{_type_name(get_args(annotation)[0])}]"
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 
 def notes(tags: Tags) -> str:
     """What a method's tags say of it, in words."""
     told = {
+        f"needs {BACKBONES[tags.backbone]}": tags.backbone != "any",
         "any split, same result": tags.split_invariant,
         "trains the backbone": tags.trains_backbone,
         "trains parts inserted into the backbone": tags.adapts,
@@ -100,4 +120,124 @@ def described(thing: Any) -> Any:
 def purpose(documented: Any) -> str:
     """A docstring's first line, without the markup and the name it may start with; nothing where there is none."""
     first = next(iter((inspect.getdoc(documented) or "").splitlines()), "").replace("``", "")
-    return re.sub(r"^\w+: ", "", first)
+    return re.sub(rf"^{NAME.pattern} ", "", first)
+
+
+def method_lines(kind: Any, width: int, values: Config | None = None) -> list[Line]:
+    """A method: what its author says of it, its settings, and what it learns.
+
+    Args:
+        kind: a method's class.
+        width: characters in a line.
+        values: settings to tell in place of the defaults.
+    """
+    needs = _filled(f"Backbone: {BACKBONES[kind.tags.backbone]}", width)
+    settings = setting_lines("method", kind.Config, width, list(kind.Config.presets), values)
+    return [*docstring_lines(described(kind), width), *needs, EMPTY, *settings, *state_lines(kind, width)]
+
+
+def state_lines(kind: Any, width: int) -> list[Line]:
+    """What a method learns, as it declares it, and how many bytes that takes.
+
+    Args:
+        kind: a method's class.
+        width: characters in a line.
+    """
+    own = set(declarations(kind)) - set(declarations(Method))
+    if not own:
+        return []
+    names = inspect.getdoc(kind.sizes) if kind.sizes is not Method.sizes else ""
+    sizes = f"d: features; classes and tasks: seen so far. {names or ''}".rstrip()
+    told = [(name, [shape, type_, meaning]) for name, shape, type_, meaning in state_rows(kind)]
+    entries = [(name, ", ".join(filter(None, texts))) for name, texts in told]
+    title = _filled(f"State: {growth_formula(kind)} bytes of tensors", width)
+    return [EMPTY, *title, *_filled(sizes, width), EMPTY, *entry_lines(entries, width)]
+
+
+def setting_lines(
+    section: str, config: type[Config], width: int, presets: Sequence[str] = (), values: Config | None = None
+) -> list[Line]:
+    """Every setting as ``key = default   type``, its meaning below, the settings of a section further to the right.
+
+    Args:
+        section: where a recipe has these settings.
+        config: their class.
+        width: characters in a line.
+        presets: names to tell.
+        values: those to tell in place of the defaults.
+    """
+    told = f"\nPresets: {', '.join(presets)}" if presets else ""
+    lines = [*_filled(f"Settings: -s {section}.KEY=VALUE{told}", width), EMPTY]
+    for key, type_, default, meaning in setting_rows(config, values):
+        path, _, kinds = key.partition(" ")
+        margin = "  " * path.count(".")
+        value = f" = {default}" if default not in ("", REQUIRED) else ""
+        parts = [type_ if type_ != SECTION else "", default if default == REQUIRED else "", kinds]
+        head = "   ".join([f"{margin}{path}{value}", *filter(None, parts)])
+        lines += _hanging(head, width, margin, 6, strong=len(margin + path))
+        lines += _hanging(f"{margin}    {meaning}", width, margin, 4) if meaning else []
+    return lines
+
+
+def entry_lines(entries: Sequence[tuple[str, str]], width: int) -> list[Line]:
+    """Names, and beside each what is said of it.
+
+    Args:
+        entries: (name, text).
+        width: characters in a line.
+    """
+    longest_word = max((len(word) for _, text in entries for word in text.split()), default=0)
+    column = min(max((len(name) for name, _ in entries), default=0) + 2, width - longest_word)
+    lines: list[Line] = []
+    for name, text in entries:
+        lines += _hanging(f"{name}  ".ljust(column) + text, width, "", column, strong=len(name))
+    return lines
+
+
+def docstring_lines(documented: Any, width: int) -> list[Line]:
+    """A docstring filled to a width: its sections, lists and examples stay apart; marks of code become single ones.
+
+    Args:
+        documented: a module, class or function.
+        width: characters in a line.
+    """
+    return _filled(inspect.getdoc(documented) or "", width)
+
+
+def _filled(text: str, width: int) -> list[Line]:
+    lines: list[Line] = []
+    for block in _blocks(ROLE.sub(r"`\1`", text).replace("``", "`")):
+        margin = block[: len(block) - len(block.lstrip())]
+        words = block.lstrip()
+        named = HEADING.match(block) or NAME.match(words if margin or not lines else "")
+        is_item = words.startswith("- ")
+        hang = 2 if is_item else 4 if named else 0
+        strong = len(margin) + named.end() if named and not is_item else 0
+        lines += [("", block)] if words.startswith(">>>") else _hanging(block, width, margin, hang, strong)
+    return lines
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """What is filled together, each with its first line's indentation: a paragraph, an item, a section, an example."""
+    block, hangs = "", False
+    for number, line in enumerate(text.splitlines()):
+        indent, before = (len(part) - len(part.lstrip()) for part in (line, block))
+        words = line.strip()
+        begins = words.startswith(("- ", ">>>")) or bool(HEADING.match(line))
+        goes_on = words and block and not begins and not block.endswith(":")
+        if goes_on and (indent > before or (indent == before and not hangs)):
+            block = f"{block} {words}"
+            continue
+        yield from filter(None, [block])
+        if not words:
+            yield ""
+        block, hangs = line.rstrip(), number > 0 and (begins or bool(indent and NAME.match(words)))
+    yield from filter(None, [block])
+
+
+def _hanging(text: str, width: int, margin: str, hang: int, strong: int = 0) -> list[Line]:
+    """Lines of a text, all but the first further in; no word is cut."""
+    filled = textwrap.wrap(
+        text, width, subsequent_indent=margin + " " * hang, break_long_words=False, break_on_hyphens=False
+    )
+    return [(filled[0][:strong], filled[0][strong:]), *(("", line) for line in filled[1:])] if filled else [EMPTY]

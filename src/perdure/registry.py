@@ -39,6 +39,7 @@ class Registry(Generic[T]):
         self._aliases: dict[str, str] = {}
         self._plugins: dict[str, str] = {}
         self._broken: dict[str, tuple[str, BaseException]] = {}
+        self._left_out: set[str] = set()
         self._discovered = False
         self._lock = threading.RLock()
 
@@ -54,6 +55,8 @@ class Registry(Generic[T]):
         """
 
         def file_it(thing: T) -> T:
+            if getattr(thing, "__module__", None) in self._left_out:
+                return thing
             for each in (name, *aliases):
                 if self._things.get(each, thing) is not thing:
                     raise ConfigError(f"{self.kind} registry", "name", "unused", each, "Choose another name")
@@ -62,6 +65,14 @@ class Registry(Generic[T]):
             return thing
 
         return file_it
+
+    def leave_out(self, module: str) -> None:
+        """Files nothing of what a module registers, so that it may use the names of what is installed.
+
+        Args:
+            module: its name, before it is run.
+        """
+        self._left_out.add(module)
 
     def names(self) -> list[str]:
         """All names without aliases, sorted."""

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import dataclasses as dc
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+from perdure.errors import ConfigError, did_you_mean
+
+BACKBONES: Final = {
+    "any": "any backbone",
+    "transformer": "a Vision Transformer or Swin",
+    "vit": "a plain Vision Transformer",
+}
+"""What a method may need for a backbone, in words; :mod:`perdure.backbone.kinds` tells whether one is that."""
 
 
 @dc.dataclass(frozen=True, slots=True)
 class Tags:
-    """What a method promises and needs.
+    """What a method promises and needs. The common checks hold it to every one.
 
     Args:
+        backbone: what it needs, one of ``BACKBONES``; with some settings it may need more.
         split_invariant: the final predictions do not depend on how the data are cut into tasks.
-        trains_backbone: it trains weights of its own copy of the backbone, so its features cannot be cached.
+        trains_backbone: it sends images through a copy of the backbone whose weights it trained, anew whenever asked.
         adapts: it trains parts inserted into a view of the backbone, or a copy, whose features are kept afterwards.
         prompted: it sends images through the frozen backbone together with prompts, anew after every task.
         keeps_data: it stores training images, or something per training image (counted in its stored bytes).
@@ -21,8 +31,12 @@ class Tags:
         small: configuration for the common checks, quick on a tiny random backbone.
         learns: changes to ``small`` where a check asks the method to learn an easy task well.
         expected_failures: check name to the reason why this method cannot pass it.
+
+    Raises:
+        ConfigError: for a backbone of no known kind.
     """
 
+    backbone: str = "any"
     split_invariant: bool = False
     trains_backbone: bool = False
     adapts: bool = False
@@ -32,3 +46,8 @@ class Tags:
     small: Mapping[str, Any] = dc.field(default_factory=dict)
     learns: Mapping[str, Any] = dc.field(default_factory=dict)
     expected_failures: Mapping[str, str] = dc.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            hint = did_you_mean(self.backbone, BACKBONES)
+            raise ConfigError("Tags", "backbone", "a known kind", self.backbone, hint)

@@ -151,7 +151,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_it_knows_real_images_and_a_random_top_does_not(shared_data: Path, store: FeatureStore) -> None:
-    stream = load_stream(shared_data / "caltech101", tasks=2, order_seed=1993, train_per_class=4, test_per_class=1)
+    stream = load_stream(shared_data / "caltech101", tasks=10, order_seed=1993, train_per_class=4, test_per_class=2)
     random_top = load_default()[0]
     torch.manual_seed(0)
     random_top.init_weights()
@@ -159,11 +159,10 @@ def test_it_knows_real_images_and_a_random_top_does_not(shared_data: Path, store
     for model, name in ((load_default()[0], "default"), (random_top, "random")):
         backbone = Backbone(model, name=name, preprocess=load_default()[1], device="cpu")
         method = methods.get("simplecil")(backbone, store=store)
-        for task in stream:
-            method.fit_task(task)
-        accuracy.append(evaluate(method, stream, upto=1).correct.mean())
-    assert accuracy[0] > 0.6
-    assert accuracy[1] < accuracy[0] - 0.3
+        method.fit_task(stream[0])
+        accuracy.append(evaluate(method, stream, upto=0).correct.mean())
+    assert accuracy[0] > 0.7
+    assert accuracy[1] < accuracy[0] - 0.6
 
 
 def test_other_weights_for_the_built_in_name_are_refused() -> None:

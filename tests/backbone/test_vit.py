@@ -297,7 +297,9 @@ def test_backbone_tokens_are_its_features(backbone: Backbone) -> None:
     assert backbone.passes.images == 4
     torch.testing.assert_close(backbone.pool(out), backbone.features(images), atol=0, rtol=0)
     prompts = {0: Prompt(torch.randn(1, 5, backbone.dim), stays=True)}
+    assert backbone.passes.prompts == 0
     assert backbone.pool(backbone.tokens(images, prompts)).shape == (4, backbone.dim)
+    assert backbone.passes.prompts == 1
     cnn = Backbone.load("test_efficientnet", pretrained=False, device="cpu")
     with pytest.raises(BackboneError, match="VisionTransformer"):
         cnn.tokens(images)

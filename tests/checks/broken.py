@@ -16,8 +16,10 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure.config import Config, MethodConfig
+from perdure.learned import learned, learned_module
 from perdure.memory import Exemplars
 from perdure.methods import FeatureMethod, Method, Tags
+from perdure.modules.heads import GrowingLinear
 
 
 class MeansConfig(MethodConfig):
@@ -39,6 +41,64 @@ class Means(FeatureMethod[MeansConfig]):
 
     def _scores_from_features(self, features: Tensor) -> Tensor:
         return (F.normalize(features.double(), dim=1) @ F.normalize(self.sums_, dim=1).T).float()
+
+
+class DeclaredMeans(Means):
+    """Sound too: it says what it learns."""
+
+    sums_: Tensor = learned("classes, d", torch.float64, "sums of features")
+
+
+class UndeclaredAttribute(DeclaredMeans):
+    """Says it of its sums, and not of what it counts."""
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        super()._learn_features(features, columns, rng)
+        self.n_tasks_ = self.tasks_seen_ + 1
+
+
+class NeverMade(DeclaredMeans):
+    """Declares a head that it does not have."""
+
+    head_: GrowingLinear = learned_module(GrowingLinear.STATE, "a head")
+
+
+class OtherShapeThanDeclared(DeclaredMeans):
+    """Declares a count by class, and keeps one by task."""
+
+    counts_: Tensor = learned("classes", torch.long, "images")
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        super()._learn_features(features, columns, rng)
+        self.counts_ = torch.cat([self.counts_, torch.tensor([len(columns)])])
+
+
+class HeadHalfDeclared(DeclaredMeans):
+    """Forgets the bytes of its head's biases."""
+
+    head_: GrowingLinear = learned_module({"weight": GrowingLinear.STATE["weight"]}, "a head")
+
+    def setup(self) -> None:
+        self.head_ = GrowingLinear(self.backbone.dim)
+        self.head_.bias = torch.nn.Parameter(torch.zeros(3))
+
+    def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
+        super()._learn_features(features, columns, rng)
+        self.head_.weight = torch.nn.Parameter(self.sums_.float())
+
+
+class AnyNumberOfRows(DeclaredMeans):
+    """Declares rows that need not be those of its classes."""
+
+    sums_: Tensor = learned("rows, d", torch.float64, "sums of features")
+
+
+class BlindToNaN(DeclaredMeans):
+    """Looks at its sums through a filter."""
+
+    def sizes_in(self, state: Any) -> Any:
+        seen = {k: v.nan_to_num() if isinstance(v, Tensor) else v for k, v in state.items()}
+        return super().sizes_in(seen)
 
 
 class UnsavedAttribute(Means):
@@ -439,6 +499,12 @@ FAULTS: dict[type[Method[Any]], str] = {
     ForgetsBeforeItLoads: "check_refused_state_changes_nothing",
     LosesMoreThanItsState: "check_refused_state_changes_nothing",
     TakesAnything: "check_refused_state_changes_nothing",
+    AnyNumberOfRows: "check_refused_state_changes_nothing",
+    BlindToNaN: "check_refused_state_changes_nothing",
+    UndeclaredAttribute: "check_state_is_declared",
+    NeverMade: "check_state_is_declared",
+    OtherShapeThanDeclared: "check_state_is_declared",
+    HeadHalfDeclared: "check_state_is_declared",
     UnsavedAttribute: "check_state_round_trip",
     GlobalTorchRng: "check_same_seed_same_bits",
     GlobalNumpyRng: "check_global_generators_untouched",

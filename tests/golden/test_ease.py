@@ -15,8 +15,9 @@ from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import BackboneError
 from perdure.methods.aper import APER, APERConfig
-from perdure.methods.ease import EASE, EASEConfig, completed
+from perdure.methods.ease import EASE, EASEConfig
 from perdure.modules.heads import cosine_scores
+from perdure.modules.prototypes import completed
 from perdure.train.session import Session
 
 IDS = [4, 2, 7, 0, 5, 9]
@@ -239,6 +240,5 @@ def test_a_failed_task_leaves_no_adapter_behind(backbone: Backbone, store: Featu
 
 
 def test_a_convolutional_network_is_refused(store: FeatureStore) -> None:
-    method = ease(Backbone.load("test_resnet", pretrained=False, device="cpu"), store)
-    with pytest.raises(BackboneError, match="seat"):
-        method.fit_task(stream()[0])
+    with pytest.raises(BackboneError, match="seat beside every MLP, but got 'test_resnet"):
+        ease(Backbone.load("test_resnet", pretrained=False, device="cpu"), store)

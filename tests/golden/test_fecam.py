@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,14 @@ from torch import Tensor
 
 from perdure import Backbone, FeatureStore, load_stream
 from perdure.checks import check_method
-from perdure.errors import ConfigError, DataError
+from perdure.config import load
+from perdure.errors import DataError, RecipeError
 from perdure.methods.base import Tags
 from perdure.methods.fecam import FeCAM, FeCAMConfig
 from perdure.modules.gaussians import Gaussians, tukey
-from perdure.modules.mahalanobis import Dense, LowRank, shrinkage
+from perdure.modules.mahalanobis import Dense, LowRank, PilotCorrelation, Shrunk, shrinkage
+
+PLAIN = {"shrink_diagonal": 0.0, "normalise": False}
 
 
 def fecam(dim: int, **config: Any) -> FeCAM:
@@ -37,7 +41,7 @@ def test_01_isotropic_classes_compare_by_distance_of_unit_vectors() -> None:
     square = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
     centres = torch.tensor([[20.0, 0], [0, 20], [14, 14]], dtype=torch.float64)
     features, labels = torch.cat([c + square for c in centres]), np.arange(3).repeat(4)
-    method = teach(fecam(2, features="raw", shrink_diagonal=0.0), (features, labels))
+    method = teach(fecam(2, features="raw", metric={"shrink_diagonal": 0.0}), (features, labels))
     queries = torch.tensor([[3.0, 1], [1, 5], [2, 2.5]])
     apart = torch.nn.functional.normalize(queries, dim=1)[:, None] - torch.nn.functional.normalize(centres, dim=1)
     torch.testing.assert_close(scores(method, queries), -apart.square().sum(2).float(), atol=1e-6, rtol=0)
@@ -81,7 +85,8 @@ def test_05_pilots_matrix_is_singular_and_ours_is_not() -> None:
     s = z.T @ z + 100 * torch.eye(6, dtype=torch.float64)
     assert float(torch.linalg.eigvalsh(torch.corrcoef(s))[0].abs()) < 1e-10
     assert float(torch.linalg.eigvalsh(torch.corrcoef(z.T))[0]) > 1e-3
-    pilot = fecam(6, preset="pilot", adapt="none")._make(z)
+    pilot = PilotCorrelation().of(z)
+    assert fecam(6, preset="pilot", adapt="none").config.metric == PilotCorrelation()
     null = torch.linalg.solve(s, torch.ones(6, 1, dtype=torch.float64)).T * torch.cov(s).diagonal().sqrt()
     assert float(pilot.distances(null / null.norm())) == pytest.approx(0, abs=1e-6)
 
@@ -114,15 +119,15 @@ def test_07_woodbury_is_the_dense_path(g: tuple[float, float], negative: bool) -
 
 
 def test_07_few_images_take_that_path() -> None:
-    method = fecam(12)
-    assert isinstance(method._make(random_deviation(5, 12)), LowRank)
-    assert isinstance(method._make(random_deviation(12, 12)), Dense)
+    assert isinstance(Shrunk().of(random_deviation(5, 12)), LowRank)
+    assert isinstance(Shrunk().of(random_deviation(12, 12)), Dense)
+    assert isinstance(Shrunk().of(random_deviation(5, 12), shrink=False), Dense)
 
 
 def test_08_quadratic_discriminant_analysis() -> None:
     features, labels = clusters(3, 15, 4, noise=1.0)
     queries, _ = clusters(3, 40, 4, noise=1.5, seed=2)
-    config = {"features": "raw", "shrink_diagonal": 0.0, "normalise": "none", "log_determinant": True}
+    config = {"features": "raw", "metric": {**PLAIN, "log_determinant": True}}
     method = teach(fecam(4, **config), (features, labels))
     reference = QuadraticDiscriminantAnalysis(priors=[1 / 3] * 3, store_covariance=True).fit(features, labels)
     # versions of scikit-learn divide by n or by n - 1: put it on ours
@@ -135,7 +140,7 @@ def test_08_quadratic_discriminant_analysis() -> None:
 def test_09_linear_discriminant_analysis() -> None:
     features, labels = clusters(3, 15, 4, noise=1.0)
     queries, _ = clusters(3, 40, 4, noise=1.5, seed=2)
-    config = {"features": "raw", "shrink_diagonal": 0.0, "normalise": "none", "covariance": "common"}
+    config = {"features": "raw", "metric": PLAIN, "covariance": "common"}
     method = teach(fecam(4, **config), *cut(features, labels, [[2], [0, 1]]))
     reference = LinearDiscriminantAnalysis(solver="lsqr", priors=[1 / 3] * 3).fit(features, labels)
     ids = [method.classes_[c] for c in scores(method, queries).argmax(1)]
@@ -145,7 +150,7 @@ def test_09_linear_discriminant_analysis() -> None:
 def test_09_the_released_common_covariance() -> None:
     features, labels = clusters(3, 15, 4, noise=1.0)
     first, second = cut(features, labels, [[2, 0], [1]])
-    method = teach(fecam(4, features="raw", covariance="common_released", normalise="none"), first)
+    method = teach(fecam(4, features="raw", covariance="common_released", metric={"normalise": False}), first)
     means = torch.stack([features[labels == c].mean(0) for c in (2, 0, 1)])
     covariance = torch.cov(first[0].T)  # around the mean of both classes, not shrunk yet
     for n, expected in (
@@ -203,8 +208,8 @@ def test_11_the_mean_is_transformed_not_the_transforms_averaged() -> None:
     "config",
     [
         {},
-        {"shrink_off_diagonal": 1.0},
-        {"normalise": "none"},
+        {"metric": {"shrink_off_diagonal": 1.0}},
+        {"metric": {"normalise": False}},
         {"covariance": "common"},
         {"covariance": "common_released"},
     ],
@@ -247,8 +252,27 @@ def test_14_old_classes_distances_do_not_move() -> None:
 
 
 def test_shrinkage_that_may_turn_indefinite_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"shrink_off_diagonal must be at most shrink_diagonal = 1\.0, but got 2\.0"):
-        fecam(3, shrink_off_diagonal=2.0)
+    with pytest.raises(RecipeError, match=r"metric\.shrink_off_diagonal must be at most .* = 1\.0, .*, but got 2\.0"):
+        load(FeCAMConfig, {"metric": {"shrink_off_diagonal": 2.0}})
+    wrong = {"shrink_diagonal": -1.0, "shrink_off_diagonal": 2.0}
+    with pytest.raises(RecipeError, match=r"metric\.shrink_diagonal must be .*, but got -1\.0"):
+        load(FeCAMConfig, {"metric": wrong})
+
+
+@pytest.mark.parametrize(
+    ("old", "told"),
+    [
+        ({"power": 0.3}, r"'power'\. Write it as features\.power\."),
+        ({"features": {"name": "raw", "power": 0.3}}, r"'features\.power'\. Another kind of features has it"),
+        ({"metric": {"name": "pilot", "shrink_diagonal": 3}}, r"'metric\.shrink_diagonal'\. Another kind of metric"),
+        ({"shrink_diagonal": 3.0}, r"'shrink_diagonal'\. Write it as metric\.shrink_diagonal\."),
+        ({"normalise": "none"}, r"'normalise'\. Write it as metric\.normalise\."),
+        ({"returning": "half"}, r"'returning'\. Write it as covariance\."),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused_with_its_place(old: dict[str, Any], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        load(FeCAMConfig, old)
 
 
 def test_the_mixed_covariance_counts_among_what_is_learned() -> None:
@@ -272,7 +296,11 @@ def test_it_adapts_if_wanted(backbone: Backbone, store: FeatureStore) -> None:
 
 @pytest.mark.parametrize(
     "small",
-    [{"covariance": "common"}, {"covariance": "common_released"}, {"features": "raw", "shrink_off_diagonal": 1.0}],
+    [
+        {"covariance": "common"},
+        {"covariance": "common_released"},
+        {"features": "raw", "metric": {"shrink_off_diagonal": 1.0}},
+    ],
 )
 def test_every_promise_is_kept_with_other_settings(small: dict[str, Any]) -> None:
     class Other(FeCAM):
@@ -327,7 +355,7 @@ def test_learned_statistics_are_replaced_not_changed() -> None:
 
 def test_a_returning_class_may_take_half_of_each_covariance() -> None:
     x, y = random_deviation(9, 4), 3 + 2 * random_deviation(5, 4, seed=1)
-    halved, pooled = (fecam(4, features="raw", returning=how) for how in ("half", "pooled"))
+    halved, pooled = (fecam(4, features="raw", covariance=how) for how in ("class_half", "class"))
     for method in (halved, pooled):
         teach(method, (x, np.zeros(9, int)), (y, np.zeros(5, int)))
     g = halved.gaussians_
@@ -337,3 +365,23 @@ def test_a_returning_class_may_take_half_of_each_covariance() -> None:
     assert g.factors[0].shape == (4, 4)
     teach(halved, (y[:1], np.zeros(1, int)))  # has no covariance of its own
     assert halved.gaussians_.counts.tolist() == [15]
+
+
+def test_classes_that_come_once_have_their_own_covariance_either_way() -> None:
+    features, labels = clusters(3, 9, 4, noise=1.0)
+    halved, pooled = (teach(fecam(4, covariance=how), (features, labels)) for how in ("class_half", "class"))
+    assert torch.equal(scores(halved, features), scores(pooled, features))
+
+
+def test_what_is_learned_is_laid_out_as_a_file_brings_it_back(backbone: Backbone, store: FeatureStore) -> None:
+    """The factors come from a QR decomposition by columns: products would round differently after a reload."""
+    config = FeCAMConfig(covariance="common_released")
+    stream = load_stream("synthetic", tasks=2)
+    method = FeCAM(backbone, config, store=store)
+    for task in stream:
+        method.fit_task(task)
+        assert method.mixed_.is_contiguous()
+    saved = {k: v.clone() if isinstance(v, Tensor) else copy.deepcopy(v) for k, v in method.state_dict().items()}
+    loaded = FeCAM(backbone, config, store=store).load_state_dict(saved)
+    test = stream.test(0)
+    assert torch.equal(torch.cat([*loaded.scores_of(test)]), torch.cat([*method.scores_of(test)]))

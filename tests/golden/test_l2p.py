@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,25 +10,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from in_training import batch_of, loss_of
 from perdure import Backbone, Stream, load_stream
 from perdure.backbone.vit import TokenOutput, embed_patches
 from perdure.checks.subject import frozen_state
+from perdure.config import laid_over
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import ConfigError
-from perdure.methods import base_prompt
-from perdure.methods.base_prompt import PromptBatch
+from perdure.methods import l2p as l2p_module
 from perdure.methods.l2p import L2P, L2PConfig
 from perdure.modules.heads import GrowingLinear
 from perdure.modules.losses import masked_cross_entropy
 from perdure.modules.prompts import cosine_match, vote
-from perdure.train.loop import scaled_lr, train
+from perdure.train.batches import Batch, Rows
+from perdure.train.session import Session
+from perdure.train.settings import Training, scaled_lr
 from tiny_vit import tiny
 
-SMALL = {"pool": 4, "length": 2, "top_k": 2, "epochs": 1, "batch_size": 8}
+SMALL = {"pool": 4, "length": 2, "top_k": 2, "train": {"epochs": 1, "batch_size": 8}}
 
 
 def l2p(backbone: Backbone | None = None, **config: Any) -> L2P:
-    return L2P(backbone or tiny(), L2PConfig(**{**SMALL, **config}))
+    return L2P(backbone or tiny(), L2PConfig(**laid_over(SMALL, config)))
 
 
 def exact(**options: Any) -> tuple[Backbone, Tensor]:
@@ -54,6 +58,19 @@ def set_pool(method: L2P, *, prompts: Tensor | None = None, keys: Tensor | None 
     if keys is not None:
         method.pool_.keys = nn.Parameter(keys)
     return method
+
+
+def features_and_pull(
+    method: L2P, loss: Callable[[Batch], Tensor], batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Tensor, Tensor]:
+    """What the head reads of a training batch, and the keys' own term of the loss."""
+    read: list[Tensor] = []
+    own_pass = method._prompted
+    with monkeypatch.context() as patch:
+        patch.setattr(method, "_prompted", lambda *a: read.append(own_pass(*a)) or read[-1])
+        patch.setattr(l2p_module, "masked_cross_entropy", lambda *_: torch.zeros(()))
+        pull = loss(batch)
+    return read[0], pull
 
 
 def picks(slots: Tensor) -> list[set[int]]:
@@ -92,7 +109,7 @@ def test_02_the_vote_is_broken_by_the_smaller_index() -> None:
 
     eye = torch.eye(8)
     queries = torch.stack([eye[0] + 0.9 * eye[1], eye[1] + 0.9 * eye[2], eye[1] + 0.9 * eye[3]])
-    voting, alone = (set_pool(l2p(pool=8, select_eval=s), keys=eye) for s in ("batch_vote", "instance"))
+    voting, alone = (set_pool(l2p(pool=8, vote=v), keys=eye) for v in ({"batch_size": 16}, None))
     assert picks(alone._test_slots(queries)) == [{0, 1}, {1, 2}, {1, 3}]
     for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
         assert voting._test_slots(queries[order]).tolist() == [[1, 0]] * 3
@@ -133,29 +150,30 @@ def test_04_without_blocks_the_head_reads_the_mean_of_the_chosen_prompts() -> No
     assert len(set(map(tuple, logits.tolist()))) > 1
 
 
-def test_05_the_pull_of_the_keys() -> None:
+def test_05_the_pull_of_the_keys(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     """5. -λ N where all chosen keys coincide with the query; gradient for chosen keys alone, across the key."""
     method, q = l2p(pool=5, pull=0.7), torch.randn(1, 8)
+    loss = loss_of(method, stream[0])
     others = torch.randn(3, 8)
     others -= (others @ q.T) / q.square().sum() * q  # at right angles to the query
     set_pool(method, keys=torch.cat([others, 2 * q, 0.3 * q]))
-    batch = PromptBatch(torch.randn(4, 5, 8), q.expand(4, -1), torch.zeros(4, dtype=torch.long))
-    _, pull = method._train_features(batch)
+    tokens = torch.randn(4, 5, 8)
+    _, pull = features_and_pull(method, loss, batch_of(tokens, q.expand(4, -1)), monkeypatch)
     assert pull.item() == pytest.approx(-0.7 * 2, abs=1e-6)
 
     keys, queries = torch.randn(5, 8), torch.randn(4, 8)
     set_pool(method, keys=keys)
-    _, pull = method._train_features(PromptBatch(batch.embedded, queries, batch.columns))
+    _, pull = features_and_pull(method, loss, batch_of(tokens, queries), monkeypatch)
     best = F.cosine_similarity(queries[:, None], keys[None], dim=2).topk(2).values
     assert pull.item() == pytest.approx(-0.7 * best.sum().item() / 4, abs=1e-6), "summed over N, mean over the batch"
 
 
-def test_05_the_pulls_gradient() -> None:
+def test_05_the_pulls_gradient(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     """5. Exactly zero for keys not chosen and for prompts; at right angles to a chosen key."""
     method = l2p(pool=8, pull=0.7)
     queries = torch.randn(3, 8)
-    batch = PromptBatch(torch.randn(3, 5, 8), queries, torch.zeros(3, dtype=torch.long))
-    features, pull = method._train_features(batch)
+    batch = batch_of(torch.randn(3, 5, 8), queries)
+    features, pull = features_and_pull(method, loss_of(method, stream[0]), batch, monkeypatch)
     keys, prompts = method.pool_.keys, method.pool_.prompts
     of_keys, of_prompts = torch.autograd.grad(pull, (keys, prompts), retain_graph=True, allow_unused=True)
     assert of_prompts is None
@@ -174,7 +192,7 @@ def test_05_the_pulls_gradient() -> None:
 
 def test_06_other_classes_rows_stay_as_they_are(stream: Stream) -> None:
     """6. Bit for bit, in training; the head grows, so rows of future classes are tried on a head made by hand."""
-    method = l2p(epochs=3).fit_task(stream[0])
+    method = l2p(train={"epochs": 3}).fit_task(stream[0])
     before = frozen_state(method)["head_"]
     method.fit_task(stream[1])
     assert torch.equal(method.head_.weight[:2], before["weight"])
@@ -186,10 +204,10 @@ def test_06_other_classes_rows_stay_as_they_are(stream: Stream) -> None:
     old, columns, current = head.weight.detach().clone(), torch.tensor([2, 3, 3, 2, 2, 3]), torch.tensor([2, 3])
     loss = masked_cross_entropy(head(features), columns, current)
     torch.testing.assert_close(loss, F.cross_entropy(head(features)[:, 2:4], columns - 2), atol=0, rtol=0)
-    train(
-        lambda x: masked_cross_entropy(head(x), columns, current), head.parameters(), [[features] * 5],
-        n_steps=5, lr=0.1, optimizer="adam",
-    )  # fmt: skip
+    steps = Training(lr=0.1, epochs=5, batch_size=6, shuffle=False, optimizer="adam")
+    Session(Rows(6, steps), steps, torch.Generator(), fast=[head]).run(
+        lambda at: masked_cross_entropy(head(features[at]), columns[at], current)
+    )
     assert torch.equal(head.weight[[0, 1, 4, 5]], old[[0, 1, 4, 5]])
     assert (head.bias[[0, 1, 4, 5]] == 0).all()
     assert (head.weight[2:4] != old[2:4]).all()
@@ -226,18 +244,18 @@ def test_07_the_class_tokens_position_shifts_every_prompt(
 
 def test_08_task_slots(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     """8. M = 4, N = 2: task 1 learns {2, 3}, which begin as copies of {0, 1}, keys apart; a third task has no slots."""
-    method = l2p(train_prompt="task_slot", copy_prev=True).fit_task(stream[0])
+    method = l2p(train_prompts={"name": "task_slot", "copy_prev": True}).fit_task(stream[0])
     before = frozen_state(method)["pool_"]
     starts: list[tuple[Tensor, Tensor]] = []
     chosen: list[Tensor] = []
-    train_features, own_pass = method._train_features, method._prompted
+    own_pass = method._prompted
 
-    def watch(batch: PromptBatch) -> tuple[Tensor, Tensor]:
+    def watch(embedded: Tensor, slots: Tensor) -> Tensor:
         starts.append((method.pool_.prompts.detach().clone(), method.pool_.keys.detach().clone()))
-        return train_features(batch)
+        chosen.append(slots)
+        return own_pass(embedded, slots)
 
-    monkeypatch.setattr(method, "_train_features", watch)
-    monkeypatch.setattr(method, "_prompted", lambda e, slots: chosen.append(slots) or own_pass(e, slots))
+    monkeypatch.setattr(method, "_prompted", watch)
     method.fit_task(stream[1])
     assert {tuple(row) for slots in chosen for row in slots.tolist()} == {(2, 3)}
     prompts, keys = starts[0]
@@ -259,7 +277,7 @@ def test_08_task_slots(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_08_without_copying_a_tasks_prompts_begin_at_random(stream: Stream) -> None:
     """8. copy_prev is off by default; tests choose among all slots whatever the training was."""
-    method = l2p(train_prompt="task_slot").fit_task(stream[0])
+    method = l2p(train_prompts="task_slot").fit_task(stream[0])
     start = L2P(tiny(), method.config).pool_
     assert torch.equal(method.pool_.prompts[2:], start.prompts[2:])
     assert (method.pool_.prompts[:2] != start.prompts[:2]).all()
@@ -280,7 +298,7 @@ def test_09_cached_queries_change_no_bit(stream: Stream) -> None:
 
 def test_10_an_image_is_scored_the_same_in_any_company(stream: Stream) -> None:
     """10. Alone, among images of all classes, and sorted by class, if every image picks its own prompts."""
-    method = l2p(pool=8, epochs=2).fit_task(stream[0]).fit_task(stream[1]).fit_task(stream[2])
+    method = l2p(pool=8, train={"epochs": 2}).fit_task(stream[0]).fit_task(stream[1]).fit_task(stream[2])
     images = torch.cat([next(stream.test(i).batches(method.backbone.preprocess, 64))[1] for i in range(3)])
     mixed = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     whole = method.scores(images)
@@ -304,9 +322,7 @@ def test_10_a_voting_batch_gives_the_task_away() -> None:
     mine, lookalike, theirs = (F.pad(q, (0, 6)) for q in (mine, lookalike, theirs))
     sorted_by_class, mixed = torch.stack([mine, mine, lookalike]), torch.stack([mine, theirs, theirs, lookalike])
     backbone = tiny()
-    alone, voting = (
-        set_pool(l2p(backbone, pool=2, top_k=1, select_eval=s), keys=keys) for s in ("instance", "batch_vote")
-    )
+    alone, voting = (set_pool(l2p(backbone, pool=2, top_k=1, vote=v), keys=keys) for v in (None, {"batch_size": 16}))
     for method in (alone, voting):
         method.head_.grow(4, torch.Generator().manual_seed(0), "torch_linear")
     assert alone._test_slots(sorted_by_class)[-1] == alone._test_slots(mixed)[-1] == 1
@@ -323,13 +339,23 @@ def test_10_a_voting_batch_gives_the_task_away() -> None:
     assert (scored(voting, sorted_by_class) - scored(voting, mixed)).abs().max() > 1e-3
 
 
-def test_11_the_backbone_gets_no_gradient_and_the_count_is_the_papers(stream: Stream) -> None:
+def test_11_the_backbone_gets_no_gradient_and_the_count_is_the_papers(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """11. M Lp D + M D + C (D + 1) numbers learn."""
-    method = l2p(pool=7, length=3, train_logits="seen").fit_task(stream[0]).fit_task(stream[1])
+    sessions, unlearned = [], []
+    run = Session.run
+
+    def watched(session: Session[Batch], loss: Callable[[Batch], Tensor]) -> None:
+        sessions.append(session)
+        run(session, loss, after_backward=lambda: unlearned.extend(p for p in session.learned if p.grad is None))
+
+    monkeypatch.setattr(Session, "run", watched)
+    method = l2p(pool=7, length=3, logits="seen").fit_task(stream[0]).fit_task(stream[1])
     assert all(p.grad is None and not p.requires_grad for p in method.backbone.parameters())
-    assert all(p.grad is not None for p in method.learning())
+    assert unlearned == []
     wanted = 7 * 3 * 8 + 7 * 8 + 4 * (8 + 1)
-    assert sum(p.numel() for p in method.learning()) == method.learned_parameters() == wanted
+    assert sum(p.numel() for p in sessions[1].learned) == method.learned_parameters() == wanted
 
 
 @pytest.mark.parametrize(("batch_size", "lr"), [(16, 0.001875), (128, 0.015)])
@@ -338,7 +364,7 @@ def test_12_the_learning_rate_is_for_256_images(
 ) -> None:
     """12. Base 0.03, as the optimiser gets it."""
     given: list[float] = []
-    monkeypatch.setattr(base_prompt, "train", lambda *a, **options: given.append(options["lr"]))
-    l2p(batch_size=batch_size).fit_task(stream[0])
+    monkeypatch.setattr(Session, "run", lambda self, _: given.extend(g["lr"] for g in self.optimizer.param_groups))
+    l2p(train={"batch_size": batch_size}).fit_task(stream[0])
     assert given == [pytest.approx(lr, rel=1e-12)]
     assert scaled_lr(0.03, batch_size) == pytest.approx(lr, rel=1e-12)

@@ -184,7 +184,7 @@ def test_08_the_ensemble_by_hand(backbone: Backbone, monkeypatch: pytest.MonkeyP
     method.tasks_seen_, method.task_of_, method.counts_ = 3, [0, 0], torch.ones(2, dtype=torch.long)
     method.sums_ = torch.zeros(2, 64, dtype=torch.float64)
     monkeypatch.setattr(module, "cosine_scores", lambda f, p: torch.tensor([[0.2, 0.1]]))
-    monkeypatch.setattr(module, "linear_scores", lambda f, head: torch.zeros(len(f), 2))
+    monkeypatch.setattr("perdure.modules.retrieval.linear_scores", lambda f, head: torch.zeros(len(f), 2))
     found = method._ensemble(lambda task, positions: torch.zeros(len(positions), 64), 1)
     assert (found - 0.5).tolist()[0] == pytest.approx([0.5744, 0.4256], abs=1e-4)
     assert int(found.argmax()) == 0
@@ -274,7 +274,7 @@ def test_12_a_centroids_variance_is_over_n_and_single_images_are_left_out(
     """As the released code has it: numpy's variance of each cluster, and clusters without variance not sampled from."""
     rows = torch.randn(24, 64, generator=torch.Generator().manual_seed(0))
     groups = [rows[:6], rows[6:8] + 50, rows[8:9] + 100, rows[9:] + 150]
-    monkeypatch.setattr(module, "clusters", lambda rows, k, seed: groups if k == 10 else [rows])
+    monkeypatch.setattr("perdure.modules.gaussians.clusters", lambda rows, k, seed: groups if k == 10 else [rows])
     tasks = class_incremental(synthetic_dataset(IDS[:2], train_per_class=24, test_per_class=1), (1, 1), IDS[:2])
     method = fitted(mos(backbone, store, gaussian="centroids", align="none"), tasks[:1])
     assert method.slot_columns_ == [0, 0, -1, 0]

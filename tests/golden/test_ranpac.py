@@ -14,16 +14,15 @@ from torch import Tensor
 
 from perdure import Task
 from perdure.errors import ConfigError
-from perdure.methods import ranpac as module
-from perdure.methods.ranpac import GRID, RanPAC, RanPACConfig
+from perdure.learned import Derived
+from perdure.methods.ranpac import RanPAC, RanPACConfig
+from perdure.modules import random_features, ridge_choice
 from perdure.modules import ridge as algebra
-from perdure.modules.ridge import (
-    add_gram_,
+from perdure.modules.ridge import add_gram_, packed_gram, solve_ridge, unpack
+from perdure.modules.ridge_choice import (
+    GRID,
     best_ridge,
-    packed_gram,
-    solve_ridge,
     summed_kernels,
-    unpack,
     validation_losses_dual,
     validation_losses_primal,
 )
@@ -31,6 +30,10 @@ from perdure.modules.ridge import (
 
 def ranpac(dim: int, *, seed: int = 0, **config: Any) -> Any:
     return untaught(RanPAC, dim, RanPACConfig(**config), seed=seed)
+
+
+def fixed(value: float) -> dict[str, Any]:
+    return {"name": "fixed", "value": value}
 
 
 def one_hot(labels: np.ndarray, classes: int) -> Tensor:
@@ -54,7 +57,7 @@ def losses_by_hand(h_fit: Tensor, y_fit: Tensor, h_val: Tensor, y_val: Tensor) -
 def test_01_equals_scikit_learn_ridge() -> None:
     features, labels = clusters(3, 14, 6, noise=2.0)
     features, labels = features[:40], labels[:40]
-    method = teach(ranpac(6, projection_dim=12, ridge="fixed", ridge_value=0.7), (features, labels))
+    method = teach(ranpac(6, projection_dim=12, ridge=fixed(0.7)), (features, labels))
     h = method.lift(features)
     assert torch.equal(h, torch.relu(features @ method.projection_.double()))
     assert h.shape == (40, 12)
@@ -64,7 +67,7 @@ def test_01_equals_scikit_learn_ridge() -> None:
 
 def test_02_argmax_equals_scikit_learn_ridge_classifier() -> None:
     features, labels = clusters(3, 14, 6, noise=2.0)
-    method = teach(ranpac(6, projection_dim=12, ridge="fixed", ridge_value=0.7), (features, labels))
+    method = teach(ranpac(6, projection_dim=12, ridge=fixed(0.7)), (features, labels))
     reference = RidgeClassifier(alpha=0.7, fit_intercept=False).fit(method.lift(features), labels)
     assert predicted(method, features) == reference.predict(method.lift(features)).tolist() != labels.tolist()
 
@@ -95,7 +98,7 @@ def test_03_dual_primal_and_eigen_paths_agree(ridge: float) -> None:
 @pytest.mark.parametrize("groups", [[[3, 0, 4, 2, 1]], [[4, 1], [0, 3, 2]], [[2], [4], [0], [3], [1]]])
 def test_04_split_invariance_for_a_fixed_ridge(groups: list[list[int]]) -> None:
     features, labels = clusters(5, 8, 6, noise=2.0)
-    config = {"projection_dim": 20, "ridge": "fixed", "ridge_value": 3.0}
+    config = {"projection_dim": 20, "ridge": fixed(3.0)}
     pooled = teach(ranpac(6, **config), (features, labels))
     method = teach(ranpac(6, **config), *cut(features, labels, groups))
     close = {"atol": 1e-10, "rtol": 1e-10}
@@ -117,7 +120,7 @@ def test_04_the_published_ridge_depends_on_the_split() -> None:
 @pytest.mark.parametrize("rows", [1, 7, 40])
 def test_05_chunk_size_does_not_matter(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = clusters(4, 10, 6, noise=2.0)
-    monkeypatch.setattr(module, "ROWS", rows)
+    monkeypatch.setattr(random_features, "ROWS", rows)
     method = teach(ranpac(6, projection_dim=20), (features, labels))
     h = torch.relu(features @ method.projection_.double())
     torch.testing.assert_close(unpack(method.gram_, 20), h.T @ h, atol=1e-10, rtol=1e-10)
@@ -139,7 +142,7 @@ def test_05_triangle_equals_full(m: int, block: int, monkeypatch: pytest.MonkeyP
 
 
 def test_06_without_projection_by_hand() -> None:
-    method = teach(ranpac(2, projection_dim=0, ridge="fixed", ridge_value=1.0), ([[1, 0], [0, 2]], [0, 1]))
+    method = teach(ranpac(2, projection_dim=0, ridge=fixed(1.0)), ([[1, 0], [0, 2]], [0, 1]))
     torch.testing.assert_close(method.weight, torch.tensor([[1 / 2, 0], [0, 2 / 5]], dtype=torch.float64))
     torch.testing.assert_close(scores(method, [[4, -5]]), torch.tensor([[2.0, -2.0]]))
 
@@ -147,7 +150,7 @@ def test_06_without_projection_by_hand() -> None:
 def test_07_a_huge_ridge_matches_class_sums() -> None:
     features, labels = clusters(3, 12, 6, noise=2.0)
     uneven = torch.cat([features[:20], features[24:26]]), np.concatenate([labels[:20], labels[24:26]])
-    config = {"projection_dim": 20, "ridge": "fixed", "ridge_value": 1e14}
+    config = {"projection_dim": 20, "ridge": fixed(1e14)}
     method = teach(ranpac(6, **config), uneven)
     torch.testing.assert_close(1e14 * method.weight, method.sums_, rtol=1e-9, atol=1e-8)
     by_sums = (method.lift(features) @ method.sums_).argmax(1).tolist()
@@ -162,7 +165,7 @@ def test_07_a_huge_ridge_matches_class_sums() -> None:
 def test_08_the_difference_of_two_columns_is_the_lda_direction() -> None:
     features, labels = clusters(2, 30, 5, noise=2.0)
     features = features - features.mean(0)
-    method = teach(ranpac(5, projection_dim=0, ridge="fixed", ridge_value=1e-9), (features, labels))
+    method = teach(ranpac(5, projection_dim=0, ridge=fixed(1e-9)), (features, labels))
     means = torch.stack([features[:30].mean(0), features[30:].mean(0)])
     within = sum((part - part.mean(0)).T @ (part - part.mean(0)) for part in (features[:30], features[30:]))
     lda = torch.linalg.solve(within, means[1] - means[0])
@@ -175,7 +178,9 @@ def test_09_the_head_is_linear_unless_asked_otherwise() -> None:
     for head in ("linear", "cosine"):
         method = teach(ranpac(6, projection_dim=20, head=head), (features, labels))
         before = predicted(method, features)
-        method._solved = (method.sums_, method.weight * torch.tensor([1.0, 10.0, 1.0]))
+        scaled = method.weight * torch.tensor([1.0, 10.0, 1.0])
+        method._solved = Derived()
+        method._solved.of(method.sums_, lambda scaled=scaled: scaled)
         by_head[head] = (before, predicted(method, features))
     assert by_head["linear"][0] != by_head["linear"][1]
     assert by_head["cosine"][0] == by_head["cosine"][1]
@@ -249,7 +254,7 @@ def test_13_a_loaded_state_replaces_what_was_solved() -> None:
 def test_14_two_domains_equal_their_pooled_data() -> None:
     features, labels = clusters(3, 12, 6, noise=2.0)
     even = np.arange(36) % 2 == 0
-    config = {"projection_dim": 20, "ridge": "fixed", "ridge_value": 3.0}
+    config = {"projection_dim": 20, "ridge": fixed(3.0)}
     pooled = teach(ranpac(6, **config), (features, labels))
     method = teach(ranpac(6, **config), (features[even], labels[even]), (features[~even], labels[~even]))
     assert method.classes_ == [0, 1, 2]
@@ -261,7 +266,7 @@ def test_14_two_domains_equal_their_pooled_data() -> None:
 @pytest.mark.parametrize("m", [12, 20])
 def test_enough_rows_choose_in_the_primal(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = clusters(4, 25, 6, noise=2.0)
-    monkeypatch.setattr(module, "validation_losses_dual", None)  # must not be used
+    monkeypatch.setattr(ridge_choice, "validation_losses_dual", None)  # must not be used
     method = teach(ranpac(6, projection_dim=m), (features, labels))
     h, y = method.lift(features), one_hot(labels, 4)
     fit, val = split(method, 0, 100)
@@ -272,7 +277,7 @@ def test_enough_rows_choose_in_the_primal(m: int, monkeypatch: pytest.MonkeyPatc
 
 def test_few_rows_choose_in_the_dual(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = clusters(4, 10, 6, noise=2.0)
-    monkeypatch.setattr(module, "validation_losses_primal", None)  # must not be used
+    monkeypatch.setattr(ridge_choice, "validation_losses_primal", None)  # must not be used
     method = teach(ranpac(6, projection_dim=200), (features, labels))
     h, y = method.lift(features), one_hot(labels, 4)
     fit, val = split(method, 0, 40)
@@ -301,10 +306,12 @@ def test_the_cumulative_ridge_is_chosen_on_held_out_rows_of_all_tasks() -> None:
     torch.testing.assert_close(unpack(method.gram_, 12), everything.T @ everything)
 
 
-@pytest.mark.parametrize("ridge", ["per_task", "fixed", "cumulative"])
-def test_tasks_of_one_image(ridge: str) -> None:
+@pytest.mark.parametrize(
+    "ridge", [fixed(0.5), {"name": "per_task", "first": 0.5}, {"name": "cumulative", "first": 0.5}]
+)
+def test_tasks_of_one_image(ridge: dict[str, Any]) -> None:
     tasks = [([[1.0, 0.0]], [5]), ([[0.0, 1.0]], [2])]
-    method = teach(ranpac(2, projection_dim=16, ridge=ridge, ridge_value=0.5), *tasks)
+    method = teach(ranpac(2, projection_dim=16, ridge=ridge), *tasks)
     assert method.ridges_ == [0.5, 0.5]
     assert predicted(method, [[1, 0], [0, 1]]) == [5, 2]
 
@@ -312,7 +319,7 @@ def test_tasks_of_one_image(ridge: str) -> None:
 def test_one_image_keeps_the_last_choice() -> None:
     features, labels = clusters(3, 20, 6, noise=2.0)
     method = teach(ranpac(6, projection_dim=20), (features, labels), (features[:1], labels[:1]))
-    assert method.ridges_[1] == method.ridges_[0] != method.config.ridge_value
+    assert method.ridges_[1] == method.ridges_[0] != method.config.ridge.first
 
 
 def test_a_few_images_of_one_new_class_leave_the_method_able_to_predict() -> None:
@@ -333,7 +340,7 @@ def test_a_chosen_ridge_too_small_for_the_gram_matrix_is_raised() -> None:
 
 
 def test_an_unsolvable_ridge_is_refused_with_its_value() -> None:
-    config = {"projection_dim": 0, "ridge": "fixed", "ridge_value": 1e-30}
+    config = {"projection_dim": 0, "ridge": fixed(1e-30)}
     method = teach(ranpac(2, **config), ([[1e3, 1e3]], [0]))
     with pytest.raises(ConfigError, match=r"lambda must be .* 1e-30\. Raise it"):
         method.predict(known([[1.0, 0.0]]))

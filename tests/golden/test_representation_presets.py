@@ -11,15 +11,17 @@ import yaml
 
 from perdure.config import load
 from perdure.methods import methods
+from perdure.run.recipe import StreamConfig
 
 ROOT = Path(__file__).parents[2]
 
 
 def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``over`` wins, key by key inside sections too; but what adapts is written whole."""
+    """``over`` wins, key by key inside sections too; but what adapts, and what names its kind, is written whole."""
     out = dict(under)
     for key, value in over.items():
-        inside = key != "adapt" and isinstance(value, dict) and isinstance(out.get(key), dict)
+        whole = key == "adapt" or (key in ("features", "metric") and "name" in value)
+        inside = not whole and isinstance(value, dict) and isinstance(out.get(key), dict)
         out[key] = merged(out[key], value) if inside else value
     return out
 
@@ -49,12 +51,15 @@ ADAPTER = part("adapter", rank=64)
 SPECIFIED: dict[str, dict[str, Any]] = {
     "aper": {"adapt": ADAPTER},
     "ranpac": {
-        "adapt": None, "projection_dim": 10_000, "ridge": "per_task", "ridge_value": 1e5, "validation_fraction": 0.2,
-        "head": "linear",
+        "adapt": None, "projection_dim": 10_000, "head": "linear",
+        "ridge": {"name": "per_task", "validation_fraction": 0.2, "first": 1e5},
     },
     "fecam": {
-        "features": "unit", "power": 0.5, "shrink_diagonal": 1, "shrink_off_diagonal": 0, "normalise": "correlation",
-        "covariance": "class", "returning": "pooled", "log_determinant": False, "adapt": None,
+        "features": {"name": "unit"}, "covariance": "class", "adapt": None,
+        "metric": {
+            "name": "shrunk", "shrink_diagonal": 1, "shrink_off_diagonal": 0, "normalise": True,
+            "log_determinant": False,
+        },
     },
     "slca": {
         "train": merged(TRAIN, {
@@ -110,13 +115,16 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "pilot": {"adapt": part("adapter", train(20, 0.01, 48, 5e-4), rank=64), "head": "cosine"},
     },
     "fecam": {
-        "paper": {"features": "unit", "shrink_diagonal": 1, "shrink_off_diagonal": 0},
-        "paper_imagenet_r": {"features": "unit", "shrink_diagonal": 10, "shrink_off_diagonal": 10},
-        "paper_core50": {"features": "unit", "shrink_diagonal": 1, "shrink_off_diagonal": 0, "returning": "half"},
-        # (1, 1) twice
-        "paper_cnn": {"features": "tukey", "power": 0.5, "shrink_diagonal": 3, "shrink_off_diagonal": 3},
+        "paper": {"metric": {"shrink_diagonal": 1, "shrink_off_diagonal": 0}},
+        "paper_imagenet_r": {"metric": {"shrink_diagonal": 10, "shrink_off_diagonal": 10}},
+        "paper_core50": {"metric": {"shrink_diagonal": 1, "shrink_off_diagonal": 0}, "covariance": "class_half"},
+        "paper_cnn": {
+            "features": {"name": "tukey", "power": 0.5},
+            "metric": {"shrink_diagonal": 3, "shrink_off_diagonal": 3},  # (1, 1) twice
+        },
         "pilot": {
-            "adapt": part("adapter", train(20, 0.01, 48, 5e-4), rank=64), "features": "raw", "normalise": "pilot"
+            "adapt": part("adapter", train(20, 0.01, 48, 5e-4), rank=64),
+            "features": {"name": "raw"}, "metric": {"name": "pilot"},
         },
     },
     "slca": {
@@ -239,7 +247,8 @@ def test_recipes_are_the_published_rows(method: str, data: str, name: str) -> No
     told = yaml.safe_load((ROOT / "recipes" / data / f"{name}.yaml").read_text())
     classes, order = STREAMS[method][data]
     source = data if data == "cifar100" else f"data/{data}"
-    assert told["stream"] == {"data": source, "base": classes, "increment": classes, "order_seed": order}
+    stream = load(StreamConfig, told["stream"])
+    assert stream == StreamConfig(preset=stream.preset, data=source, base=classes, increment=classes, order_seed=order)
     tuned = "_ft_in1k" if (method, data) in IN1K else ""
     view = VIEWS.get((method, data), "lamda")
     assert told["backbone"] == {"name": f"vit_base_patch16_224.augreg_in21k{tuned}", "preset": view}

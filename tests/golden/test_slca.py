@@ -14,9 +14,10 @@ from perdure.config import laid_over
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
 from perdure.methods import slca as module
-from perdure.methods.slca import SLCA, SLCAConfig, shortened
+from perdure.methods.slca import SLCA, SLCAConfig
 from perdure.modules.gaussians import Gaussians
 from perdure.modules.losses import norm_scaled
+from perdure.train.alignment import shortened
 from perdure.train.session import Session
 from perdure.train.settings import Milestone
 
@@ -105,14 +106,14 @@ def test_06_the_next_task_starts_from_unaligned_heads(backbone: Backbone, store:
     raw, aligned = values(method.raw_head_), values(method.head_)
     assert not alike(raw, aligned)
     started: list[list[Tensor]] = []
-    learn = SLCA._learn_slowly
+    apart = module.GrowingLinear.apart
 
-    def spy(self: SLCA, task: Any, columns: Any, head: Any, rng: Any) -> None:
-        started.append(values(head))
-        learn(self, task, columns, head, rng)
+    def spy(self: module.GrowingLinear, columns: Tensor) -> Any:
+        started.append(values(self))
+        return apart(self, columns)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SLCA, "_learn_slowly", spy)
+        patch.setattr(module.GrowingLinear, "apart", spy)
         method.fit_task(tasks[2])
     assert alike([t[:4] for t in started[0]], raw)
     x = torch.zeros(2, 3, 160, 160, dtype=torch.uint8)

@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from perdure import Backbone, FeatureStore, Stream, load_stream
 from perdure.backbone.vit import Prompt, TokenOutput, embed_patches
 from perdure.checks.subject import equal
+from perdure.config import laid_over
 from perdure.data import LabelledImages, Preprocess
 from perdure.methods.vpt import VPT, VPTConfig
-from perdure.train.loop import train
+from perdure.train.batches import Rows
+from perdure.train.session import Session
+from perdure.train.settings import Adam, Cosine, Training
 from perdure.types import Event
 from tiny_vit import tiny
 
@@ -29,7 +32,7 @@ DEEP_AND_SHALLOW = pytest.mark.parametrize("variant", ["deep", "shallow"])
 def vpt(backbone: Backbone, store: FeatureStore | None = None, **config: Any) -> VPT:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="VPT: init=zeros")
-        return VPT(backbone, VPTConfig(**{"epochs": 1, "batch_size": 4, **config}), store=store)
+        return VPT(backbone, VPTConfig(**laid_over({"train": {"epochs": 1, "batch_size": 4}}, config)), store=store)
 
 
 def exact(**options: Any) -> tuple[Backbone, Tensor]:
@@ -43,7 +46,13 @@ def prompted(method: VPT, embedded: Tensor, *tokens: Tensor) -> TokenOutput:
     """The method's own pass, with these (p, D) tokens in place of its prompts."""
     if tokens:
         method.prompts_ = nn.ParameterList(tokens)
-    return method.backbone.walk(embedded, method._prompts())
+    passes: list[TokenOutput] = []
+    walk = method.backbone.walk
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method.backbone, "walk", lambda *args: passes.append(walk(*args)) or passes[0])
+        method._prompted(embedded)
+    (out,) = passes
+    return out
 
 
 @pytest.fixture
@@ -137,10 +146,9 @@ def test_05_zero_prompts_stay_equal_and_uniform_ones_differ(variant: str) -> Non
     for init in ("zeros", "uniform"):
         method = vpt(backbone, variant=variant, init=init, length=3)
         method.prompts_.double()
-        train(
-            lambda x, m=method: (prompted(m, x).cls - towards).square().sum(),
-            method.prompts_, [[embedded] * 50], n_steps=50, lr=0.01, optimizer="adam",
-        )  # fmt: skip
+        config = Training(lr=0.01, epochs=50, batch_size=3, optimizer=Adam(), schedule=Cosine())
+        session = Session(Rows(3, config), config, torch.Generator(), fast=[method.prompts_])
+        session.run(lambda _, m=method: (prompted(m, embedded).cls - towards).square().sum())
         for tokens in (p.detach() for p in method.prompts_):
             gap = float((tokens - tokens[:1]).abs().max())
             assert tokens.abs().max() > 0.05
@@ -175,12 +183,12 @@ def test_07_one_step_moves_prompts_and_the_tasks_own_head_rows(stream: Stream, s
     """7."""
     backbone = tiny()
     before = {k: v.clone() for k, v in backbone.model.state_dict().items()}
-    method = vpt(backbone, store, batch_size=64).fit_task(stream[0])
+    method = vpt(backbone, store, train={"batch_size": 64}).fit_task(stream[0])
     prompts = [p.detach().clone() for p in method.prompts_]
     weight, bias = method.head_.weight.detach().clone(), method.head_.bias.detach().clone()
     initial: list[Tensor] = []
-    begin = method._begin_task
-    method._begin_task = lambda task, rng: (initial.append(method.head_.weight.detach().clone()), begin(task, rng))
+    inner = method._prompted
+    method._prompted = lambda embedded: (initial.append(method.head_.weight.detach().clone()), inner(embedded))[1]
     method.fit_task(stream[1])
     assert all(torch.equal(v, before[k]) for k, v in backbone.model.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in backbone.parameters())
@@ -188,6 +196,7 @@ def test_07_one_step_moves_prompts_and_the_tasks_own_head_rows(stream: Stream, s
     assert all((p != old).all() for p, old in zip(method.prompts_, prompts, strict=True))
     assert torch.equal(method.head_.weight[:2], weight)
     assert torch.equal(method.head_.bias[:2], bias)
+    assert len(initial) == 1
     assert (method.head_.weight[2:] != initial[0][2:]).all()
     assert (method.head_.bias[2:] != 0).all()  # where they began
 
@@ -216,7 +225,7 @@ def two_branches(method: VPT, data: LabelledImages) -> Tensor:
 
 def test_09_first_task_freezes_prompts_and_classifies_by_class_means(stream: Stream, store: FeatureStore) -> None:
     """9. Training images are augmented, their means are not."""
-    method = vpt(tiny(), store, preset="pilot_deep", init="uniform", lr=0.1)
+    method = vpt(tiny(), store, preset="pilot_deep", init="uniform", train={"lr": 0.1})
     initial = [p.detach().clone() for p in method.prompts_]
     method.fit_task(stream[0])
     prompts = [p.detach().clone() for p in method.prompts_]
@@ -241,17 +250,20 @@ def test_09_first_task_freezes_prompts_and_classifies_by_class_means(stream: Str
 @pytest.mark.parametrize(
     ("config", "stop"),
     [
-        ({}, ("learning prompts", 28, 1)),
-        ({"mode": "first_task", "head": "cosine"}, ("learning prompts", 28, 0)),
-        ({"mode": "first_task", "head": "cosine"}, ("class means", 16, 0)),
-        ({"mode": "first_task"}, ("class means", 16, 1)),
+        ({}, ("learning prompts", 7, 1)),
+        ({"mode": "first_task", "head": "cosine"}, ("learning prompts", 7, 0)),
+        ({"mode": "first_task", "head": "cosine"}, ("testing", 16, 0)),
+        ({"mode": "first_task"}, ("testing", 16, 1)),
     ],
 )
 def test_10_interrupted_in_an_epoch_and_resumed_is_straight(
     config: dict[str, Any], stop: tuple[str, int, int], store: FeatureStore, tmp_path: Path, stream: Stream
 ) -> None:
-    """10. What is saved is the end of a task: a task that is cut off is undone, and learned again to the same bits."""
-    config = {"epochs": 3, **config}  # of 4 batches of 4 images
+    """10. What is saved is the end of a task: a task that is cut off is undone, and learned again to the same bits.
+
+    It is cut off in the second of three epochs of four steps, or when class means have half of the task's images.
+    """
+    config = {"train": {"epochs": 3}, **config}
     straight = learned(vpt(tiny(), store, **config), stream)
 
     def progress(event: Event) -> None:

@@ -6,10 +6,9 @@ import itertools
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +19,16 @@ import numpy as np
 import pytest
 import torch
 
+from in_child import in_child
 from perdure import Backbone, FeatureStore
 from perdure.data import ArraySource, FileSource, LabelledImages, Preprocess
 from perdure.data.images import content_key
+from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import BackboneError, ConfigError, NonFiniteError, StorageError
 from perdure.memory import features as features_module
 from perdure.memory import shelf as shelf_module
 from perdure.memory.shelf import RECORD, ShelfIndex
+from perdure.modules.ssf import ScaleShift
 
 N, SIDE = 11, 4
 ROW_BYTES = 3 * SIDE * SIDE * 4
@@ -66,15 +68,6 @@ def only(directory: Path, suffix: str) -> Path:
 
 def size_of(directory: Path) -> int:
     return sum(p.stat().st_size for suffix in ("rows", "index") for p in directory.glob(f"*/*.{suffix}"))
-
-
-def run(code: str, *args: object, **options: Any) -> subprocess.Popen[str]:
-    """A Python process with this module's names, warnings as errors."""
-    start = "import sys; sys.path.insert(0, sys.argv[1]); from test_features import *\n"
-    here = [str(Path(__file__).parent), *map(str, args)]
-    command = [sys.executable, "-W", "error", "-c", start + textwrap.dedent(code), *here]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, **pipes, **options)
 
 
 # --- served bit for bit ---
@@ -240,39 +233,28 @@ def test_a_fill_that_fails_is_resumed(failure: BaseException, store: FeatureStor
 
 
 def test_a_killed_fill_is_resumed(tmp_path: Path) -> None:
-    code = """
-        import time
-        def progress(event):
-            print(event.done, flush=True)
-            if event.done == 8:
-                time.sleep(60)
-        FeatureStore(Path(sys.argv[2]), progress=progress).features(Pixels(), images())
-    """
-    with run(code, tmp_path / "s") as process:
-        assert [process.stdout.readline().strip() for _ in range(3)] == ["0", "4", "8"]
-        os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    def progress(event: Any) -> None:
+        sys.stdout.write(f"{event.done}\n")
+        if event.done == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    killed = in_child(lambda: FeatureStore(tmp_path / "s", progress=progress).features(Pixels(), images()))
+    assert killed == (-signal.SIGKILL, "0\n4\n8\n")
     backbone, data = Pixels(), images()
     assert torch.equal(FeatureStore(tmp_path / "s").features(backbone, data)[:], true(data))
     assert backbone.passes == N - 8
 
 
 def test_two_processes_fill_at_once(tmp_path: Path) -> None:
-    code = """
-        import time
-        print("ready", flush=True)
-        sys.stdin.readline()
-        store = FeatureStore(Path(sys.argv[2]), progress=lambda event: time.sleep(0.05))
-        data = images().subset(np.roll(np.arange(N), int(sys.argv[3])))
-        print(torch.equal(store.features(Pixels(), data)[:], true(data)))
-    """
-    with run(code, tmp_path / "s", 0) as one, run(code, tmp_path / "s", 5) as other:
-        for process in (one, other):
-            assert process.stdout.readline() == "ready\n"
-        for process in (one, other):
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        assert [process.communicate(timeout=60) for process in (one, other)] == [("True\n", "")] * 2
+    def fill() -> None:
+        other = os.fork()
+        store = FeatureStore(tmp_path / "s", progress=lambda event: time.sleep(0.05))
+        data = images().subset(np.roll(np.arange(N), 5 if other else 0))
+        sys.stdout.write(f"{torch.equal(store.features(Pixels(), data)[:], true(data))}\n")
+        if other:
+            assert os.waitpid(other, 0) == (other, 0)
+
+    assert in_child(fill) == (0, "True\nTrue\n")
     assert len(list((tmp_path / "s").glob("*/*.rows"))) == 2
     backbone, data = Pixels(), images()
     assert torch.equal(FeatureStore(tmp_path / "s").features(backbone, data)[:], true(data))
@@ -473,22 +455,22 @@ def test_a_full_disk_is_noticed_before_work(store: FeatureStore, monkeypatch: py
 
 
 def test_a_disk_that_fills_up_keeps_what_is_stored(tmp_path: Path) -> None:
-    code = """
-        import resource
+    def fill() -> None:
+        import resource  # which Windows lacks
+
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(9.5 * ROW_BYTES), resource.RLIM_INFINITY))
-        backbone, store = Pixels(), FeatureStore(Path(sys.argv[2]))
+        backbone, store = Pixels(), FeatureStore(tmp_path / "s")
         for _ in range(2):
             try:
                 store.features(backbone, images())
             except StorageError as error:
-                print(backbone.passes, error)
+                sys.stdout.write(f"{backbone.passes} {error}\n")
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(2.5 * ROW_BYTES), resource.RLIM_INFINITY))
-    """
-    with run(code, tmp_path / "s") as process:
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    first, second = out.splitlines()
+
+    status, told = in_child(fill)
+    assert status == 0, told
+    first, second = told.splitlines()  # and nothing more: no file was left open
     assert first.startswith("11 FeatureStore: disk must be writable, but got ")
     assert "pixels" in first
     assert "Free some space or set PERDURE_CACHE to another disk; what is stored is kept ([Errno 27] Fi" in first
@@ -496,7 +478,6 @@ def test_a_disk_that_fills_up_keeps_what_is_stored(tmp_path: Path) -> None:
     backbone, data = Pixels(), images()
     assert torch.equal(FeatureStore(tmp_path / "s").features(backbone, data)[:], true(data))
     assert backbone.passes == N - 8
-    assert err == ""  # no file was left open
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -570,3 +551,15 @@ def test_progress_is_reported_for_missing_images_alone(tmp_path: Path) -> None:
     heard.clear()
     store.features(Pixels(), images())
     assert heard == []
+
+
+def test_features_of_several_backbones_come_side_by_side(backbone: Backbone, tmp_path: Path) -> None:
+    data, view = synthetic_dataset([0, 1], train_per_class=6, test_per_class=1).train, backbone.view()
+    draw = torch.Generator().manual_seed(0)
+    view.insert("outputs", lambda site: ScaleShift(site.n_out, draw)).requires_grad_(False)
+    store = FeatureStore(tmp_path / "both")
+    rows = list(store.side_by_side([backbone, view], data, label="both"))
+    assert all(len(pair) == 2 for pair in rows)
+    for found, of in zip(map(torch.cat, zip(*rows, strict=True)), (backbone, view), strict=True):
+        assert torch.equal(found, store.features(of, data)[:])
+    assert not torch.equal(rows[0][0], rows[0][1])

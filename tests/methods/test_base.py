@@ -190,7 +190,7 @@ def test_what_stops_the_loading_of_a_state_comes_through_as_it_is(
         raise stop
 
     state = SimpleCIL(backbone).fit_task(stream[0]).state_dict()
-    monkeypatch.setattr(SimpleCIL, "_make_room", refuse)
+    monkeypatch.setattr(SimpleCIL, "sizes_in", refuse)
     with pytest.raises(type(stop)) as error:
         SimpleCIL(backbone).load_state_dict(state)
     assert error.value is stop
@@ -244,25 +244,57 @@ def test_the_state_of_another_backbone_is_refused(backbone: Backbone, stream: St
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "kinds"),
+    ("key", "value", "told"),
     [
-        ("sums_", "text", "tensor, but got 'text'"),
-        ("sums_", None, "tensor, but got 'nothing'"),
-        ("counts_", [1, 2], "tensor, but got 'list'"),
-        ("classes_", torch.zeros(2), "list, but got 'tensor'"),
-        ("classes_", {"0": 1}, "list, but got 'mapping'"),
-        ("tasks_seen_", "1", "number, but got 'text'"),
+        ("sums_", "text", "float64 of shape (classes, d) = (2, 64), but got 'text'"),
+        ("sums_", None, "float64 of shape (classes, d) = (2, 64), but got None"),
+        ("sums_", torch.ones(1, 64, dtype=torch.float64), "= (2, 64), but got 'float64 of shape (1, 64)'"),
+        ("sums_", torch.ones(2, 64), "float64 of shape (classes, d) = (2, 64), but got 'float32 of shape (2, 64)'"),
+        ("sums_", torch.full((2, 64), torch.nan).double(), "finite, but got nan"),
+        ("counts_", [1, 2], "int64 of shape (classes) = (2), but got 'a list of 2 (int)'"),
+        ("counts_", torch.tensor([4, -1]), "at least 0, but got -1"),
+        ("classes_", torch.zeros(2), "a list of ints, (classes) = (any), but got 'float32 of shape (2,)'"),
+        ("classes_", {"0": 1}, "a list of ints, (classes) = (any), but got 'a mapping with 0'"),
+        ("classes_", [70, 70], "distinct, but got [70, 70]"),
+        ("tasks_seen_", "1", "one int, but got '1'"),
+        ("tasks_seen_", True, "one int, but got True"),
     ],
 )
-def test_an_entry_of_another_kind_is_refused(
-    key: str, value: object, kinds: str, backbone: Backbone, stream: Stream
+def test_an_entry_that_is_not_as_declared_is_refused(
+    key: str, value: object, told: str, backbone: Backbone, stream: Stream
 ) -> None:
     fitted, untaught = SimpleCIL(backbone).fit_task(stream[0]), SimpleCIL(backbone)
     with pytest.raises(CheckpointError) as error:
         untaught.load_state_dict({**fitted.state_dict(), key: value})
-    assert f"load_state_dict: {key} must be of the kind {kinds}. Load what" in str(error.value)
+    assert str(error.value).startswith(f"load_state_dict: {key} must be ")
+    assert f"{told}. Load what state_dict gave" in str(error.value)
     assert untaught.classes_ == []
     assert untaught.sums_.shape == (0, 64)
+
+
+def test_columns_too_many_or_too_few_are_refused(backbone: Backbone, stream: Stream) -> None:
+    state = SimpleCIL(backbone).fit_task(stream[0]).state_dict()
+    for classes in (IDS[:1], IDS[:3]):
+        with pytest.raises(CheckpointError, match=rf"counts_ must be int64 of shape \(classes\) = \({len(classes)}\)"):
+            SimpleCIL(backbone).load_state_dict({**state, "classes_": classes})
+
+
+@pytest.mark.parametrize(("value", "told"), [(torch.zeros(2), "Tensor"), ([1], "list")])
+def test_an_attribute_that_is_not_declared_keeps_its_kind(
+    value: object, told: str, backbone: Backbone, stream: Stream
+) -> None:
+    class Undeclared(Constant):
+        def setup(self) -> None:
+            self.draw_ = torch.zeros(3)
+            self.note_: Any = None
+            self.rate_ = 0.5
+
+    state = Undeclared(backbone).fit_task(stream[0]).state_dict()
+    loaded = Undeclared(backbone).load_state_dict({**state, "note_": value, "rate_": 1})
+    assert loaded.note_ is value
+    assert torch.equal(loaded.draw_, state["draw_"])
+    with pytest.raises(CheckpointError, match=f"rate_ must be of the kind float, but got '{told}'. Load what"):
+        Undeclared(backbone).load_state_dict({**state, "rate_": value})
 
 
 def test_randomness_has_its_own_source(backbone: Backbone) -> None:
@@ -341,10 +373,13 @@ def test_config_defaults_and_presets() -> None:
     ("values", "told"),
     [
         ({"projection_dim": -7}, ["projection_dim must be", "-7"]),
-        ({"ridge": "sometimes"}, ["ridge must be", "'per_task', 'fixed' or 'cumulative'", "'sometimes'"]),
-        ({"ridge_value": 0}, ["ridge_value must be", "greater than 0", "got 0"]),
-        ({"validation_fraction": 1.5}, ["validation_fraction must be", "less than 1", "1.5"]),
-        ({"preset": "papr"}, ["preset must be one of ['default', 'paper', 'paper_ssf'", "'papr'"]),
+        ({"ridge": "sometimes"}, ["ridge.name must be", "'per_task', 'fixed', 'cumulative'", "'sometimes'"]),
+        ({"ridge": {"name": "fixed", "value": 0}}, ["ridge.value must be", "greater than 0", "got 0"]),
+        ({"ridge": {"validation_fraction": 1.5}}, ["ridge.validation_fraction must be", "less than 1", "1.5"]),
+        ({"ridge": {"value": 1.0}}, ["'ridge.value'", "Another kind of ridge has it"]),
+        ({"ridge_value": 1.0}, ["'ridge_value'", "Write it as ridge.value."]),
+        ({"validation_fraction": 0.1}, ["'validation_fraction'", "Write it as ridge.validation_fraction."]),
+        ({"preset": "papr"}, ["preset must be the name of a preset", "'papr'", "Did you mean 'paper'", "paper_ssf"]),
         (
             {"projection_dims": 3},
             ["key must be one of its fields", "'projection_dims'", "Did you mean 'projection_dim'"],

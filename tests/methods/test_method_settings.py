@@ -18,13 +18,12 @@ from perdure.memory import FeatureStore
 from perdure.methods import Method, methods
 from tiny_vit import tiny
 
-FLAT = [name for name in methods.names() if "schedule" in methods.get(name).Config.model_fields]  # without sections yet
-# where each other method's training has its settings
+# where each method's training has its settings
 TRAINS = {
     "aper": "adapt.train", "ease": "adapter.train", "fecam": "adapt.train", "finetune": "train", "joint": "train",
     "mos": "adapter.train", "mos_release": "adapter.train", "ranpac": "adapt.train", "slca": "train",
+    **dict.fromkeys(("vpt", "l2p", "dualprompt", "coda_prompt", "dap"), "train"),
 }  # fmt: skip
-TRAINED = [*FLAT, *TRAINS]
 
 Bounds = tuple[list[Any], list[Any]]  # the nearest values that are refused, and the last ones that are taken
 COUNT: Bounds = ([0, 0.5], [1, 10**6])
@@ -37,17 +36,17 @@ SHARE_BELOW_1: Bounds = ([-1e-12, 1.0], [0.0, 1 - 1e-12])
 SHARE_BETWEEN: Bounds = ([0.0, 1.0], [1e-12, 1 - 1e-12])
 BOUNDS: dict[str, Bounds] = {  # by the last part of a setting's path, or by all of it where a setting has its own
     "accumulate": COUNT, "alpha": NOT_NEGATIVE, "batch_size": COUNT, "beta": NOT_NEGATIVE, "beta1": SHARE_BELOW_1,
-    "beta2": SHARE_BELOW_1, "clip_norm": POSITIVE, "components_per_task": COUNT, "embedding_dim": COUNT,
-    "epochs": COUNT, "eval_batch": COUNT, "head_lr": POSITIVE, "layers": ([[-1], [0, -1], []], [[0], [10**6, 0]]),
+    "beta2": SHARE_BELOW_1, "clip_norm": POSITIVE, "each": COUNT, "embedding_dim": COUNT, "epochs": COUNT,
+    "first": POSITIVE, "head_lr": POSITIVE, "layers": ([[]], [[0], [10**6, 0]]),
     "layers_e": ([[]], [[0], [1, 0]]), "layers_g": ([[0.5]], [[], [0], [1, 0]]), "length": COUNT,
     "coda_prompt.length": ([0, 1, 3], [2, 4]), "length_e": COUNT, "length_g": COUNT, "lr": POSITIVE,
     "mean_decay": SHARE, "merge": SHARE_BELOW_1, "milestone": COUNT, "min_scale": SHARE_ABOVE_0,
     "momentum": SHARE_BELOW_1, "mu": NOT_NEGATIVE, "n_prompts": FROM_0, "pool": COUNT, "power": SHARE,
     "projection_dim": FROM_0, "prompt_length": COUNT, "pull": NOT_NEGATIVE, "rank": COUNT, "reg": NOT_NEGATIVE,
-    "resize": COUNT, "ridge": NOT_NEGATIVE, "ridge_value": POSITIVE, "samples": COUNT,
-    "shrink_diagonal": NOT_NEGATIVE, "shrink_off_diagonal": NOT_NEGATIVE, "sim_temperature": POSITIVE, "slow": SHARE,
-    "tasks": COUNT, "tau": NOT_NEGATIVE, "top_k": COUNT, "train_vote_group": COUNT,
-    "validation_fraction": SHARE_BETWEEN, "warmup": FROM_0, "weight_decay": NOT_NEGATIVE,
+    "resize": COUNT, "ridge": NOT_NEGATIVE, "samples": COUNT,
+    "shrink_diagonal": NOT_NEGATIVE, "shrink_off_diagonal": SHARE, "sim_temperature": POSITIVE, "slow": SHARE,
+    "tasks": ([0, 101], [1, 100]), "tau": NOT_NEGATIVE, "top_k": COUNT, "validation_fraction": SHARE_BETWEEN,
+    "value": POSITIVE, "vote": COUNT, "warmup": FROM_0, "weight_decay": NOT_NEGATIVE,
 }  # fmt: skip
 MIN_SCALE = {
     "aper": [0.05], "coda_prompt": [0.08], "dap": [1.0], "dualprompt": [0.5], "ease": [0.05], "fecam": [],
@@ -90,10 +89,6 @@ def key_of(name: str, path: str) -> str:
 
 def training(name: str, **settings: Any) -> dict[str, Any]:
     """A method's settings with those of its training changed."""
-    if name in FLAT:
-        schedule = settings.pop("schedule", {})
-        flat = {"schedule": schedule["name"], **{k: v for k, v in schedule.items() if k != "name"}} if schedule else {}
-        return {**settings, **flat}
     values: dict[str, Any] = settings
     for section in reversed(TRAINS[name].split(".")):
         values = {section: {"variant": "adapter", **values} if section == "adapt" else values}
@@ -113,18 +108,18 @@ def rates_of(name: str, **settings: Any) -> tuple[Method[Any], list[list[float]]
     return method, rates
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", TRAINS)
 def test_a_milestone_is_where_the_rate_becomes_a_tenth(name: str) -> None:
     """Two epochs of two steps at the peak, then one epoch at a tenth of it, in every group."""
     method, rates = rates_of(name, schedule={"name": "milestone", "milestone": 2}, epochs=3)
-    c = method.config if name in FLAT else taken_from(method.config, TRAINS[name])
+    c = taken_from(method.config, TRAINS[name])
     assert len(rates) == 6
     assert rates[0][0] == pytest.approx(c.lr * c.batch_size / 256 if c.model_dump().get("scale_lr") else c.lr)
     for step, by_group in enumerate(rates):
         assert by_group == pytest.approx([peak * (1 if step < 4 else 0.1) for peak in rates[0]], rel=1e-12)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", TRAINS)
 def test_a_milestone_is_told_or_refused_at_the_door(name: str) -> None:
     """A default of the method's own is told where it cannot be reached."""
     config = methods.get(name).Config
@@ -134,7 +129,7 @@ def test_a_milestone_is_told_or_refused_at_the_door(name: str) -> None:
         load(config, training(name, schedule={"name": "milestone", "milestone": 1}, epochs=1))
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", TRAINS)
 def test_a_cosine_counts_the_short_last_batch_as_a_step(name: str) -> None:
     """12 images are two steps of 8: the second is half-way down, neither at the peak nor at zero."""
     _, rates = rates_of(name, epochs=1, schedule={"name": "cosine"})
@@ -190,6 +185,10 @@ def test_what_each_method_says_of_itself() -> None:
         "keeps_data": {"joint"},
         "depends_on_test_batch": {"mos_release"},
     }
+    assert {name: kind for name in methods.names() if (kind := methods.get(name).tags.backbone) != "any"} == {
+        **dict.fromkeys(("coda_prompt", "dap", "dualprompt", "l2p", "vpt"), "vit"),
+        **dict.fromkeys(("ease", "mos", "mos_release"), "transformer"),
+    }
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -198,3 +197,21 @@ def test_a_method_has_what_it_is_given(name: str, store: FeatureStore) -> None:
     config = kind.Config(**kind.tags.small)
     method = kind(backbone, config, seed=5, store=store)
     assert (method.backbone, method.config, method.seed, method.store) == (backbone, config, 5, store)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "place"),
+    [
+        *[(name, key, f"{TRAINS[name]}.{key}") for name in TRAINS for key in ("lr", "optimizer", "schedule")],
+        *[(name, "min_scale", f"{TRAINS[name]}.augment.min_scale") for name in TRAINS if name != "joint"],
+        ("l2p", "train_vote_group", "train_prompts.vote"), ("l2p", "train_prompt", "train_prompts"),
+        ("dualprompt", "key_update", "keys"), ("dualprompt", "pull", "keys.pull"),
+        ("dap", "query_view", "keys.query_view"),
+        ("coda_prompt", "init", "components.ortho"), ("coda_prompt", "components_per_task", "components.each"),
+        ("vpt", "train_logits", "mode"), ("dap", "train_logits", "logits"), ("dap", "eval_order", "vote.order"),
+        ("fecam", "power", "features.power"), ("ranpac", "ridge_value", "ridge.value"),
+    ],
+)  # fmt: skip
+def test_an_old_key_is_told_its_new_place(name: str, old: str, place: str) -> None:
+    with pytest.raises(RecipeError, match=rf"but got '{old}'\. Write it as ([\w.]+ or )*{place}( or |\.)"):
+        load(methods.get(name).Config, {old: "anything"})

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,25 @@ def gathered(*chunks: Tensor, column: int = 1, width: int = 3, halve: bool = Fal
     return made
 
 
+def test_classes_are_appended_in_ascending_order() -> None:
+    rows, columns = drawn(7, 3), torch.tensor([5, 2, 2, 5, 5, 2, 9])
+    found, wanted = Gaussians(3), Gaussians(3)
+    assert found.append_classes(rows, columns) == [2, 5, 9], "a class of one image is a class"
+    assert found.append_classes(rows[:1], columns[:1]) == [5], "one that comes again gets one more"
+    for which in (columns == 2, columns == 5, columns == 9, torch.arange(7) == 0):
+        wanted.append(rows[which])
+    assert torch.equal(found.means, wanted.means)
+    assert found.counts.tolist() == [3, 3, 1, 1]
+    assert all(map(torch.equal, found.factors, wanted.factors))
+
+
+def test_a_cluster_of_one_image_beside_larger_ones_is_marked() -> None:
+    rows = torch.tensor([[0.0], [0.1], [50.0], [7.0], [8.0]])
+    found = Gaussians(1)
+    columns = found.append_classes(rows, torch.tensor([0, 0, 0, 1, 1]), 2, seed=4)
+    assert sorted(zip(found.counts.tolist(), columns, strict=True)) == [(1, -1), (1, 1), (1, 1), (2, 0)]
+
+
 @pytest.mark.parametrize("sizes", [(9,), (1, 8), (4, 0, 1, 4), (2, 2, 2, 2, 1), (3,), (2,)])
 def test_any_cut_gives_numpys_mean_and_covariance(sizes: tuple[int, ...]) -> None:
     rows = drawn(sum(sizes), 4)
@@ -140,6 +161,10 @@ def test_halved_covariances_keep_the_mean_of_all_images(n: int) -> None:
     np.testing.assert_allclose(once.covariance(1), np.cov(seen, rowvar=False), rtol=1e-6)
 
 
+def _by_rows(state: Any) -> Any:
+    return {k: v.contiguous() for k, v in state.items()} if isinstance(state, dict) else state.contiguous()
+
+
 def test_growing_keeps_what_is_there_and_a_state_brings_its_width() -> None:
     found = gathered(drawn(5, 3), width=2)
     before = found.covariance(1)
@@ -147,9 +172,10 @@ def test_growing_keeps_what_is_there_and_a_state_brings_its_width() -> None:
     assert len(found) == len(found.means) == len(found.factors) == 5
     assert torch.equal(found.covariance(1), before)
     other = gathered(drawn(2, 3, seed=3), width=2)
-    other.load_state_dict(found.state_dict())
+    other.load_state_dict({k: _by_rows(v) for k, v in found.state_dict().items()})  # as files hold it
     assert other.counts.tolist() == [0, 5, 0, 0, 0]
     assert torch.equal(other.covariance(1), before)
+    assert other.factors[1].stride() == found.factors[1].stride() == (1, 3), "on which last bits depend"
     other.factors[1].zero_()
     assert torch.equal(found.covariance(1), before), "loading copies"
 
@@ -214,3 +240,16 @@ def test_tukeys_ladder_by_hand() -> None:
     assert tukey(x[:0], 0.5).shape == (0, 3)
     with pytest.raises(DataError, match=r"0 or more, but got -0\.5"):
         tukey(torch.tensor([[1.0, -0.5]]), 0.5)
+
+
+def test_appending_is_growing_by_one_and_adding() -> None:
+    rows = torch.arange(12.0).view(4, 3)
+    one, other = Gaussians(3), Gaussians(3)
+    for part in (rows[:1], rows[1:]):
+        one.append(part)
+    other.grow(2)
+    other.add(0, rows[:1])
+    other.add(1, rows[1:])
+    assert one.counts.tolist() == [1, 3]
+    assert torch.equal(one.means, other.means)
+    assert torch.equal(one.factors[1], other.factors[1])

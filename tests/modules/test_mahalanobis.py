@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from perdure.modules.mahalanobis import Dense, LowRank, shrinkage
+from perdure.modules.mahalanobis import Dense, LowRank, mixed, shrinkage
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -31,6 +31,15 @@ def test_shrinkage_has_a_weight_for_each_kind_of_entry() -> None:
     a, b = shrinkage(z, 2.0, 0.5)
     wanted = sigma + 2.0 * v1 * np.eye(3) + 0.5 * v2 * (1 - np.eye(3))
     np.testing.assert_allclose(sigma + a * np.eye(3) + b, wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.25, 8), (0.0, 8), (1.0, 3)])
+def test_two_covariances_are_mixed_by_their_shares(share: float, n: int) -> None:
+    z, rows = drawn(3, 4), 5 + drawn(n, 4, seed=1)
+    found = mixed(z, share, iter(rows.split(3)))
+    wanted = share * z.numpy().T @ z.numpy() + (1 - share) * np.cov(rows.numpy().T)
+    np.testing.assert_allclose(found.numpy().T @ found.numpy(), wanted, rtol=1e-10, atol=1e-10)
+    assert len(found) <= 4
 
 
 def test_shrinkage_of_one_dimension_has_no_other_entries() -> None:

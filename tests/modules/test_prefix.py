@@ -9,7 +9,6 @@ from torch import Tensor
 
 from perdure.errors import ShapeError
 from perdure.modules.prefix import (
-    Components,
     ExhaustedSpaceWarning,
     component_weights,
     orthogonality_penalty,
@@ -137,27 +136,3 @@ def test_penalty_by_hand() -> None:
     rows = torch.tensor([[1.0, 1.0], [0.0, 2.0]])  # X Xᵀ - I = [[1, 2], [2, 3]]
     assert orthogonality_penalty(rows).item() == 4.5
     assert orthogonality_penalty(rows.reshape(2, 1, 2)).item() == 4.5
-
-
-def test_a_loaded_layer_has_the_blocks_of_its_state() -> None:
-    one, other = Components(2, 4, 8), Components(2, 4, 8)
-    for _ in range(2):
-        one.grow(generator())
-    assert {k: tuple(v.shape) for k, v in one.state_dict().items()} == one.state_shapes(2)
-    assert one.state_shapes(0) == {}
-    other.load_state_dict(one.state_dict())
-    queries = drawn(3, 8, dtype=torch.float32)
-    assert torch.equal(one(queries), other(queries))
-    assert one(queries).shape == (3, 4, 8)
-
-
-def test_a_pool_is_orthogonal_as_a_whole_whatever_its_blocks_learned() -> None:
-    layer = Components(2, 4, 8)
-    layer.grow_from_pool(5, generator())
-    first = [rows().detach().clone() for rows in (layer.keys, layer.attention, layer.prompts)]
-    with torch.no_grad():
-        layer.keys.newest.fill_(1.0)
-    layer.grow_from_pool(5, generator())
-    for kind, old in zip((layer.keys, layer.attention, layer.prompts), first, strict=True):
-        assert gap_to_identity(torch.cat([old, kind.newest.detach()]).flatten(1)) < 1e-6
-    assert layer.keys()[0].tolist() == [1.0] * 8

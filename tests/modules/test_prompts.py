@@ -7,15 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from perdure.modules.prompts import (
+    Init,
+    PromptPool,
     TaskBlocks,
     best_slots,
     cosine_match,
+    picked,
     selection_entropy,
+    uniform,
     unit,
     vote,
     vote_in_groups,
 )
-from perdure.train.loop import train
 
 
 def blocks(*sizes: int, dim: int = 3) -> TaskBlocks:
@@ -23,6 +26,51 @@ def blocks(*sizes: int, dim: int = 3) -> TaskBlocks:
     for i, n in enumerate(sizes):
         made.add(torch.full((n, dim), float(i)))
     return made
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- initial values, and a pool of fixed size
+
+
+@pytest.mark.parametrize(
+    ("init", "low", "high"), [("uniform_pm1", -1, 1), ("uniform_0_001", 0, 0.01), ("uniform_0_1", 0, 1)]
+)
+def test_initial_values_fill_their_range(init: Init, low: float, high: float) -> None:
+    values, width = uniform(init, (100, 7), rng()), high - low
+    assert values.shape == (100, 7)
+    assert low <= values.min() < low + 0.01 * width
+    assert high - 0.01 * width < values.max() <= high
+    assert float(values.mean()) == pytest.approx((low + high) / 2, abs=0.05 * width)
+
+
+def test_initial_values_draw_from_their_generator_alone() -> None:
+    first = uniform("uniform_0_1", (5,), rng())
+    torch.manual_seed(3)
+    assert torch.equal(uniform("uniform_0_1", (5,), rng()), first)
+    draw = rng()
+    assert not torch.equal(uniform("uniform_0_1", (5,), draw), uniform("uniform_0_1", (5,), draw))
+
+
+def test_a_pool_draws_its_prompts_and_then_its_keys() -> None:
+    pool, draw = PromptPool(4, 3, 2, "uniform_pm1", rng()), rng()
+    assert torch.equal(pool.prompts, uniform("uniform_pm1", (4, 3, 2), draw))
+    assert torch.equal(pool.keys, uniform("uniform_pm1", (4, 2), draw))
+    assert [(name, p.requires_grad) for name, p in pool.named_parameters()] == [("prompts", True), ("keys", True)]
+
+
+def test_prompts_are_copied_to_other_slots_and_keys_are_not() -> None:
+    pool = PromptPool(5, 3, 2, "uniform_0_1", rng())
+    prompts, keys = pool.prompts, pool.keys
+    before = [p.detach().clone() for p in (prompts, keys)]
+    pool.copy(torch.tensor([0, 1]), to=torch.tensor([3, 0]))
+    assert torch.equal(pool.prompts, before[0][[1, 1, 2, 0, 4]])
+    assert torch.equal(pool.keys, before[1])
+    assert pool.keys is keys
+    assert torch.equal(prompts, before[0]), "a learned tensor is replaced, never changed in place"
+    assert pool.prompts.requires_grad
 
 
 # --- pools that grow
@@ -61,8 +109,10 @@ def test_only_the_newest_block_learns() -> None:
 def test_older_blocks_are_out_of_the_optimisers_reach() -> None:
     """Weight decay and momentum included."""
     made = blocks(2, 2)
-    learning = [p for p in made.parameters() if p.requires_grad]
-    train(lambda _: made().sum(), learning, [range(3)], n_steps=3, lr=0.1, weight_decay=0.5)
+    optimizer = torch.optim.SGD([p for p in made.parameters() if p.requires_grad], 0.1, 0.9, weight_decay=0.5)
+    for _ in range(3):
+        made().sum().backward()
+        optimizer.step()
     assert (made.blocks[0] == 0).all()
     assert (made.newest != 1).all()
 
@@ -185,6 +235,17 @@ def test_groups_vote_apart() -> None:
     assert vote_in_groups(picks, 6, 5).tolist() == vote_in_groups(picks, 6, 99).tolist() == vote(picks, 6).tolist()
     assert vote_in_groups(picks, 6, 1).tolist() == picks.sort(1).values.tolist()
     assert vote_in_groups(picks[:0], 6, 0).shape == (0, 2)
+
+
+def test_slots_are_picked_alone_in_groups_or_by_the_whole_batch() -> None:
+    """Own slots: 2 0, 2 1, 0 1, 1 0, 1 2."""
+    match = torch.tensor([[0.5, 0.1, 0.9], [0.1, 0.5, 0.9], [0.9, 0.5, 0.1], [0.5, 0.9, 0.1], [0.1, 0.9, 0.5]])
+    alone = [[2, 0], [2, 1], [0, 1], [1, 0], [1, 2]]
+    assert picked(match, 2).tolist() == picked(match, 2, None).tolist() == alone
+    assert picked(match, 2, 2).tolist() == [[2, 0]] * 2 + [[0, 1]] * 2 + [[1, 2]]
+    assert picked(match, 2, "batch").tolist() == picked(match, 2, 9).tolist() == [[1, 0]] * 5
+    assert picked(match[:2], 2, "batch").tolist() == [[2, 0]] * 2
+    assert picked(match[:0], 2, "batch").shape == (0, 2)
 
 
 # --- how evenly

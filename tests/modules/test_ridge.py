@@ -7,18 +7,13 @@ from perdure.errors import ConfigError, DataError, ShapeError
 from perdure.modules import ridge
 from perdure.modules.ridge import (
     add_gram_,
-    best_ridge,
     merge_ridge,
+    no_statistics,
     packed_gram,
     solve_ridge,
     solve_ridge_upwards,
-    summed_kernels,
     unpack,
-    validation_losses_dual,
-    validation_losses_primal,
 )
-
-GRID = [1e-2, 1.0, 1e2]
 
 
 @pytest.fixture
@@ -47,6 +42,8 @@ def test_only_blocks_from_the_diagonal_on_are_stored(block: int, stored: int, mo
     monkeypatch.setattr(ridge, "BLOCK", block)
     assert len(packed_gram(11)) == stored
     assert len(packed_gram(0)) == 0
+    gram, sums = no_statistics(11)
+    assert (len(gram), sums.shape, sums.dtype) == (stored, (11, 0), torch.float64)
 
 
 def test_solve_ridge_by_hand() -> None:
@@ -80,53 +77,6 @@ def test_the_first_ridge_that_can_be_done_is_taken(h: torch.Tensor, y: torch.Ten
     with pytest.raises(ConfigError, match="but got 1e-25"):
         solve_ridge_upwards(gram, sums, [1e-30, 1e-25])
     torch.testing.assert_close(solve_ridge_upwards(gram, sums, [5.0]), solve_ridge(made[0].clone(), sums, 5.0))
-
-
-@pytest.mark.parametrize("widths", [(11,), (1, 10), (4, 5, 2)])
-def test_kernels_are_summed_over_blocks_of_any_width(h: torch.Tensor, widths: tuple[int, ...]) -> None:
-    fit, val = h[:9], h[9:]
-    blocks = list(zip(fit.split(widths, dim=1), val.split(widths, dim=1), strict=True))
-    before = [part.clone() for pair_ in blocks for part in pair_]
-    kernel, cross = summed_kernels(blocks)
-    torch.testing.assert_close(kernel, fit @ fit.T)
-    torch.testing.assert_close(cross, val @ fit.T)
-    assert all(map(torch.equal, before, (part for pair_ in blocks for part in pair_)))
-
-
-def test_dual_and_primal_losses_agree(h: torch.Tensor, y: torch.Tensor) -> None:
-    fit, val, y_fit, y_val = h[:9], h[9:], y[:9], y[9:]
-    dual = validation_losses_dual(fit @ fit.T, val @ fit.T, y_fit, y_val, GRID)
-    primal = validation_losses_primal(fit.T @ fit, fit.T @ y_fit, val.T @ val, val.T @ y_val, 8, GRID)
-    by_hand = []
-    for value in GRID:
-        weight = torch.linalg.inv(fit.T @ fit + value * torch.eye(11, dtype=torch.float64)) @ fit.T @ y_fit
-        by_hand.append(float(((val @ weight - y_val) ** 2).mean()))
-    assert dual == pytest.approx(by_hand, abs=1e-10)
-    assert primal == pytest.approx(by_hand, abs=1e-10)
-    assert len({round(loss, 3) for loss in by_hand}) == 3
-
-
-def test_losses_leave_their_statistics_alone(h: torch.Tensor, y: torch.Tensor) -> None:
-    kernel, gram = h @ h.T, h.T @ h
-    before = kernel.clone(), gram.clone()
-    validation_losses_dual(kernel, kernel, y, y, GRID)
-    validation_losses_primal(gram, h.T @ y, gram, h.T @ y, 17, GRID)
-    assert torch.equal(kernel, before[0])
-    assert torch.equal(gram, before[1])
-
-
-def test_an_unsolvable_ridge_costs_infinity() -> None:
-    zero, one = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
-    assert validation_losses_dual(zero, zero, one, one, [0.0, 1.0]) == [float("inf"), 1.0]
-    assert validation_losses_primal(zero, zero, zero, zero, 1, [0.0, 1.0]) == [float("inf"), 1.0]
-
-
-def test_the_best_ridge() -> None:
-    assert best_ridge([1.0, 2.0, 3.0], [0.3, 0.1, 0.2]) == 2.0
-    assert best_ridge([1.0, 2.0, 3.0], [0.3, 0.1, 0.1]) == 2.0
-    assert best_ridge([1.0, 2.0], [float("nan"), 0.1]) == 2.0
-    with pytest.raises(ConfigError, match=r"losses must be finite for some lambda, but got \[nan, inf\]\. Look"):
-        best_ridge([1.0, 2.0], [float("nan"), float("inf")])
 
 
 def pair(h: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

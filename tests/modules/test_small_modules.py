@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from scipy.special import logsumexp
 from torch import Tensor, nn
 
-from perdure.modules.adapter import Adapter
+from perdure.modules.adapter import Adapter, adapters_in, dropping
 from perdure.modules.cosine_head import CosineHead
 from perdure.modules.heads import GrowingLinear, linear_scores
 from perdure.modules.lora import LoRA
 from perdure.modules.losses import masked_cross_entropy, norm_scaled, own_index_loss
-from perdure.modules.merging import pull_, pull_on_use
+from perdure.modules.merging import mean_of, pull_, pull_on_use, split_like
 from perdure.modules.prompt_generator import PromptGenerator, over_its_length
-from perdure.modules.retrieval import refined
+from perdure.modules.retrieval import logits_found, refined
 from perdure.modules.ssf import ScaleShift
 
 
@@ -96,6 +96,29 @@ def test_any_use_of_a_part_pulls_all_of_them_once_before_it_computes() -> None:
         parts[0](torch.ones(1, 1))
 
 
+def test_the_mean_of_modules_is_taken_parameter_by_parameter() -> None:
+    parts = [nn.Linear(2, 1) for _ in range(3)]
+    with torch.no_grad():
+        for i, part in enumerate(parts):
+            part.weight.copy_(torch.tensor([[1.0, 2.0**24 * (i == 0) + (i > 0)]]))
+            part.bias.fill_(i)
+    weight, bias = mean_of(parts)
+    assert weight.tolist() == [[1.0, np.float32((2**24 + 2) / 3)]], "float32 loses the ones"
+    assert bias.tolist() == [1.0]
+    assert (weight.dtype, weight.requires_grad) == (torch.float32, False)
+    assert mean_of([]) == []
+
+
+def test_a_vector_is_split_as_the_parameters_that_it_was_made_of() -> None:
+    layer = nn.Linear(2, 3)
+    vector = nn.utils.parameters_to_vector(layer.parameters()).detach()
+    found = split_like(2 * vector, list(layer.parameters()))
+    assert [p.shape for p in found] == [(3, 2), (3,)]
+    assert all(torch.equal(p, 2 * own) for p, own in zip(found, layer.parameters(), strict=True))
+    with pytest.raises(RuntimeError, match="split"):
+        split_like(vector[1:], list(layer.parameters()))
+
+
 # --- retrieval
 
 
@@ -126,6 +149,23 @@ def test_classes_of_one_task_are_no_move() -> None:
 
     refined(logits, torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 0]))
     assert asked == [0, 1, 1]
+
+
+def test_logits_are_found_from_features_and_the_first_are_not_asked_for_again() -> None:
+    head, tasks, first = GrowingLinear(3), torch.tensor([0, 0, 1]), drawn(4, 3)
+    head.grow(3, rng(), "torch_linear")
+    asked: list[tuple[int, list[int]]] = []
+
+    def features(task: int, here: Tensor) -> Tensor:
+        asked.append((task, here.tolist()))
+        return first[here] + task
+
+    guess = torch.tensor([1, 0, 0, 1])
+    found = logits_found(features, first, head, tasks, guess)
+    wanted = refined(lambda task, here: linear_scores(first[here] + task, head), tasks, guess)
+    assert torch.equal(found, wanted)
+    assert asked[0] == (1, [0, 3])
+    assert {task for task, _ in asked} == {1}
 
 
 # --- beside a layer
@@ -230,6 +270,23 @@ def test_an_adapter_drops_a_share_of_its_bottleneck_and_keeps_the_mean(share: fl
     assert hidden[0].max().item() == pytest.approx(1 / (1 - share))
 
 
+def test_adapters_drop_as_long_as_they_are_told_to_whatever_happens() -> None:
+    layers = nn.Sequential(Adapter(2, 3, rng()), nn.Linear(2, 2), nn.Sequential(Adapter(2, 3, rng())))
+    adapters, generator = adapters_in(layers), rng(1)
+    assert adapters == [layers[0], layers[2][0]]
+
+    def fail() -> None:
+        with dropping(iter(adapters), generator):
+            assert [a.dropout_rng for a in adapters] == [generator] * 2
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert [a.dropout_rng for a in adapters] == [None] * 2
+    with dropping(adapters, None):
+        assert [a.dropout_rng for a in adapters] == [None] * 2
+
+
 def grown_cosine_head(generator: torch.Generator) -> nn.Module:
     head = CosineHead(4)
     head.grow(3, generator)
@@ -283,22 +340,23 @@ def test_a_cosine_head_by_hand() -> None:
 def test_rows_of_a_head_learn_apart_and_come_back() -> None:
     head = GrowingLinear(3)
     head.grow(4, rng(), "torch_linear")
-    before, columns = copy.deepcopy(head.state_dict()), torch.tensor([3, 1])
-    part = head.rows(columns)
-    x = drawn(5, 3)
-    torch.testing.assert_close(part(x), head(x)[:, columns])
-    with torch.no_grad():
-        part.weight += 1
-        part.bias -= 2
-    assert torch.equal(head.weight, before["weight"])
-    assert torch.equal(head.bias, before["bias"])
-    held = head.weight, head.bias
-    head.put(columns, part)
+    before, columns = copy.deepcopy(head.state_dict()), torch.tensor([3, 1, 3])
+    x, held = drawn(5, 3), (head.weight, head.bias)
+    with head.apart(columns) as (part, own):
+        assert own.tolist() == [1, 0, 1], "rows of the part are in ascending order"
+        torch.testing.assert_close(part(x), head(x)[:, [1, 3]])
+        assert part.weight.requires_grad
+        with torch.no_grad():
+            part.weight += 1
+            part.bias -= 2
+        assert torch.equal(head.weight, before["weight"])
+        assert torch.equal(head.bias, before["bias"])
     assert torch.equal(held[0], before["weight"]), "learned tensors are replaced, not changed"
     assert torch.equal(held[1], before["bias"])
     torch.testing.assert_close(head.weight - before["weight"], torch.tensor([[0.0] * 3, [1] * 3, [0] * 3, [1] * 3]))
     torch.testing.assert_close(head.bias - before["bias"], torch.tensor([0.0, -2, 0, -2]))
-    assert head.weight.requires_grad
+    assert not head.weight.requires_grad
+    assert not head.bias.requires_grad
 
 
 def test_a_heads_scores_are_the_same_in_any_batch_and_have_the_bias() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from rules_base import FUNCTIONS, File, file_rule, house_rule
 
-FILE_LINES, METHOD_LINES, FUNCTION_LINES, COPY_LINES = 300, 200, 60, 6
+FILE_LINES, METHOD_LINES, FUNCTION_LINES, COPY_LINES = 300, 150, 60, 6
 REFUSALS = {"_require_fitted", "_require_frozen"}
 SAFE_LOADS = {
     "torch.load": ("weights_only", True),

@@ -11,7 +11,7 @@ from rules_base import FUNCTIONS, File, file_rule, house_rule
 # a check holds the runner's own checkpoints to what it promises
 LEVELS = [
     {"errors", "types"},
-    {"config", "registry", "tags"},
+    {"config", "registry", "tags", "learned"},
     {"data", "modules"},
     {"backbone"},
     {"memory"},
@@ -19,6 +19,7 @@ LEVELS = [
     {"methods"},
     {"eval"},
     {"run", "checks", "describe"},
+    {"shown"},
     {"cli"},
     {"__main__"},
 ]

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from rules_base import FUNCTIONS, File, Function, file_rule, house_rule
 
-METHOD_SECTIONS = ("Source", "Deviations", "Use when", "Relations", "Cost")
+METHOD_SECTIONS = ("Source", "Use when", "Deviations", "Relations", "Cost")
+METHOD_LINES, LINE = 22, 120  # of a method's docstring, and characters in one of them
 NOT_OURS = {"forward", "main"}  # torch's method; the console script's door
 NO_DOCSTRING = {"overload", "override", "setter", "deleter"}
 VALIDATORS = {"field_validator", "model_validator", "field_serializer", "model_serializer"}  # pydantic wants ValueError
@@ -62,11 +63,39 @@ def methods_tell_source_and_cost(file: File) -> Iterator[tuple[int, str]]:
             yield 1, f"the docstring has no '{section}:'"
 
 
+@file_rule
+def method_docstrings_have_one_form(file: File) -> Iterator[tuple[int, str]]:
+    if not file.is_method:
+        return
+    lines = (ast.get_docstring(file.tree) or "").splitlines()
+    if len(lines) > METHOD_LINES:
+        yield 1, f"the docstring has {len(lines)} lines, not {METHOD_LINES} or fewer"
+    if not lines or not re.fullmatch(r"[\w-]+: .+\.", lines[0]):
+        yield 1, "the docstring's first line is not 'NAME: what it does.'"
+    section, found = "", []
+    for number, line in enumerate(lines, 1):
+        heading = re.match(rf"({'|'.join(METHOD_SECTIONS)}):", line)
+        if heading:
+            section = heading[1]
+            found.append(section)
+        elif line.startswith("- ") != (section == "Deviations"):
+            yield number, f"a deviation is one line that starts with '- ', but here is {line[:20]!r}"
+        elif section and not line.startswith(("- ", "    ")):
+            yield number, f"a section goes on with four spaces, but here is {line[:20]!r}"
+        if len(line) > LINE:
+            yield number, f"the line has {len(line)} characters, not {LINE} or fewer"
+    if found != [*METHOD_SECTIONS]:
+        yield 1, f"the docstring's sections are {found}, not {[*METHOD_SECTIONS]}"
+
+
 def raised(node: ast.AST, file: File) -> list[str]:
     """The names of the errors made and raised in a function, without re-raises."""
     made = [n.exc for n in ast.walk(node) if isinstance(n, ast.Raise) and n.exc is not None]
     names = [file.called(e.func if isinstance(e, ast.Call) else e) for e in made]
     return [name.split(".")[-1] for name in names if name not in EXITS]
+
+
+CONSTRUCTORS = {"__init__", "__post_init__", "setup"}
 
 
 @file_rule
@@ -75,8 +104,10 @@ def what_is_raised_is_written(file: File) -> Iterator[tuple[int, str]]:
         is_check = file.path.startswith("checks/") and node.name.startswith("check_")
         if is_check or decorators(node) & {"command", "callback"}:
             continue  # raising is what a check is for; a command's docstring is its help text
+        if node.name == "setup":
+            continue  # a part of the constructor, whose errors the class tells
         if isinstance(node, ast.ClassDef):
-            inits = [n for n in node.body if isinstance(n, FUNCTIONS) and n.name in {"__init__", "__post_init__"}]
+            inits = [n for n in node.body if isinstance(n, FUNCTIONS) and n.name in CONSTRUCTORS]
             errors = [error for init in inits for error in raised(init, file)]
         else:
             errors = raised(node, file)

@@ -15,12 +15,40 @@ HOUSE = [File(p.relative_to(SRC).as_posix(), p.read_text(encoding="utf-8")) for 
 ERRORS = next(file for file in HOUSE if file.path == "errors.py")
 
 LONG_BODY = "".join(f"    x{i} = n * {i}\n" for i in range(6)) + "    return x5\n"
-METHOD_DOC = '"""M.\n\nSource: paper.\nDeviations: none.\nUse when: ever. Relations: none.\nCost: one pass.\n"""\n'
+DEVIATIONS = "\n- From the paper: none.\n- From the code: none.\n"
+METHOD_DOC = f"""M: means. Of classes.
+
+Source: paper,
+    and code.
+Use when: ever.
+Deviations:{DEVIATIONS}Relations: none.
+Cost: one pass.
+"""
 
 
 def wide(statement: str) -> str:
     """A broad except around nothing."""
     return f"try:\n    f()\nexcept BaseException:\n    {statement}\n"
+
+
+def method(docstring: str) -> str:
+    """A method's file."""
+    return f'"""{docstring}"""\n'
+
+
+BADLY_FORMED = [
+    METHOD_DOC.replace("M: means", "Means"),
+    METHOD_DOC.replace("Of classes.", "Of classes"),
+    METHOD_DOC.replace("Of classes.", f"Of {'classes ' * 14}."),
+    METHOD_DOC.replace("- From the code: none.", f"- From the code: {'x' * 105}."),
+    METHOD_DOC.replace("- From the code: none.\n", "- From the code:\n  none.\n"),
+    METHOD_DOC.replace("- From the code: none.\n", "None.\n"),
+    METHOD_DOC.replace("- From the code: none.\n", "- From the code: none.\n" * 14),
+    METHOD_DOC.replace("    and code.", "and code."),
+    METHOD_DOC.replace("    and code.", "- and code."),
+    METHOD_DOC.replace("Relations: none.\n", ""),
+    METHOD_DOC.replace("Use when: ever.\n", "").replace("Cost:", "Use when: ever.\nCost:"),
+]
 
 
 def documented(rest: str, raises: str = "") -> str:
@@ -107,12 +135,14 @@ PLANTED = [
         {"data/a.py": '"""A."""\nclass A:\n    """A."""\n    def f(self): ...'},
     ),
     *(
-        (rules_words.methods_tell_source_and_cost, {"methods/a.py": METHOD_DOC.replace(f"{section}:", f"{section} ")})
+        (rules_words.methods_tell_source_and_cost, {"methods/a.py": method(METHOD_DOC.replace(f"{section}:", section))})
         for section in rules_words.METHOD_SECTIONS
     ),
-    (rules_words.methods_tell_source_and_cost, {"methods/a.py": METHOD_DOC.replace(" one pass.", "")}),
-    (rules_words.methods_tell_source_and_cost, {"methods/a.py": METHOD_DOC.replace(" none.\nUse", "\nUse")}),
+    (rules_words.methods_tell_source_and_cost, {"methods/a.py": method(METHOD_DOC.replace(" one pass.", ""))}),
+    (rules_words.methods_tell_source_and_cost, {"methods/a.py": method(METHOD_DOC.replace(DEVIATIONS, "\n"))}),
     (rules_words.methods_tell_source_and_cost, {"methods/a.py": ""}),
+    *((rules_words.method_docstrings_have_one_form, {"methods/a.py": method(text)}) for text in BADLY_FORMED),
+    (rules_words.method_docstrings_have_one_form, {"methods/a.py": ""}),
     (rules_words.what_is_raised_is_written, {"data/a.py": documented("    raise E(n)\n")}),
     (
         rules_words.what_is_raised_is_written,
@@ -169,7 +199,15 @@ ALLOWED = [
         rules_words.everything_public_says_its_purpose,
         {"data/a.py": '"""A."""\nclass A:\n    """A."""\n    def forward(self): ...\n    def __len__(self): ...'},
     ),
-    (rules_words.methods_tell_source_and_cost, {"methods/a.py": METHOD_DOC, "methods/base.py": ""}),
+    (rules_words.methods_tell_source_and_cost, {"methods/a.py": method(METHOD_DOC), "methods/base.py": ""}),
+    *(
+        (rules_words.method_docstrings_have_one_form, {"methods/a.py": method(text), "methods/base.py": ""})
+        for text in (METHOD_DOC, METHOD_DOC.replace(DEVIATIONS, " none.\n"))
+    ),
+    (
+        rules_words.method_docstrings_have_one_form,
+        {f"methods/{name}.py": '"""Any."""' for name in ("base", "__init__")},
+    ),
     (
         rules_words.what_is_raised_is_written,
         {"data/a.py": documented("    raise E(n)\n", "    Raises:\n        E: if.\n")},

@@ -63,7 +63,30 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"state\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"state\.json and state\.safetensors must be complete and unchanged"):
+        load_state(tmp_path)
+
+
+@pytest.mark.parametrize("change", ['"classes_": [3, 70]', '"classes_": [70]', '"more_": 0, "classes_": [70, 3]'])
+def test_a_plain_value_changed_on_disk_is_noticed(change: str, tmp_path: Path) -> None:
+    save_state(tmp_path, {"classes_": [70, 3], "rate_": 0.1, "text_": "ä", "a_": torch.zeros(2)})
+    assert load_state(tmp_path)["rate_"] == 0.1
+    text = (tmp_path / "state.json").read_text()
+    (tmp_path / "state.json").write_text(text.replace('"classes_": [70, 3]', change))
+    with pytest.raises(CheckpointError, match=f"unchanged, but got '{tmp_path}'. Remove this folder: the run resumes"):
+        load_state(tmp_path)
+    about = json.loads(text)
+    for key in ("checksum", "state"):
+        (tmp_path / "state.json").write_text(json.dumps({k: v for k, v in about.items() if k != key}))
+        with pytest.raises(CheckpointError, match="complete and unchanged"):
+            load_state(tmp_path)
+
+
+def test_a_state_of_the_form_before_is_refused(tmp_path: Path) -> None:
+    save_state(tmp_path, {"a_": torch.zeros(1)})
+    about = json.loads((tmp_path / "state.json").read_text())
+    (tmp_path / "state.json").write_text(json.dumps({**about, "format": 1}))
+    with pytest.raises(CheckpointError, match=r"format must be 2, but got 1\. Use the perdure that wrote it"):
         load_state(tmp_path)
 
 

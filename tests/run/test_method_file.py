@@ -13,10 +13,13 @@ import yaml
 
 from perdure import FeatureStore
 from perdure.errors import ConfigError, PerdureError, RecipeError, RunDirectoryError, UnknownNameError
+from perdure.methods import methods
 from perdure.methods.simplecil import SimpleCIL
 from perdure.run import Recipe, Runner, load_recipe, read_method, read_results
 from perdure.run.method_file import typed_method
 from perdure.run.report import method_name, write_report
+from perdure.shown import in_full
+from plugins import Install
 
 MINE = """
 from __future__ import annotations
@@ -83,6 +86,20 @@ def test_a_typed_file_gives_its_class_and_its_hash(mine: Path) -> None:
 def test_a_registered_method_has_no_file(mine: Path) -> None:
     found = recipe("simplecil")
     assert (found.code, found.kind, found.method_name) == (None, SimpleCIL, "simplecil")
+
+
+def test_a_typed_file_may_be_a_copy_of_an_installed_plug_in(mine: Path, install: Install) -> None:
+    registered = 'from perdure.methods import methods\n\n\n@methods.register("mine")\nclass Mine('
+    named = MINE.replace("class Mine(", registered)
+    install("perdure-mine", {"perdure.methods": {"mine": "perdure_mine"}}, named)
+    installed = methods.get("mine")
+    for text in (named, named + "# changed\n"):
+        mine.write_text(text)
+        found, shown = recipe("./my method.py:Mine"), in_full("./my method.py:Mine", 80)
+        assert found.code == hashlib.sha256(text.encode()).hexdigest()
+        assert found.kind is not installed
+        assert any("strength" in line for line, _ in shown)
+        assert methods.get("mine") is installed
 
 
 def test_a_file_is_run_only_if_a_person_typed_it(mine: Path) -> None:

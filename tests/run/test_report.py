@@ -266,6 +266,9 @@ def test_labels_tell_runs_apart(tmp_path: Path) -> None:
     assert labels(("a", ranpac(dim=1)), ("b", ranpac(dim=2))) == ["RanPAC (dim=1)", "RanPAC (dim=2)"]
     assert labels(("a", ranpac(dim=1)), ("b", ranpac())) == ["RanPAC (dim=1)", "RanPAC (dim=–)"]
     assert labels(("a", ranpac()), ("b", ranpac())) == ["RanPAC (a)", "RanPAC (b)"]
+    named, by_values = ranpac(), ranpac()
+    named.provenance.recipe["stream"] = {"preset": "pets-b0-inc5", **named.provenance.recipe["stream"]}
+    assert labels(("a", named), ("b", by_values)) == ["RanPAC (a)", "RanPAC (b)"], "one stream, asked for in two ways"
     many = labels(("x/a", ranpac()), ("y/a", ranpac()), ("b", ranpac(dim=1)), ("c", simple))
     assert len(set(many)) == 4
     assert many[3] == "SimpleCIL"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ import yaml
 from filelock import FileLock
 from PIL import Image
 
+from in_child import in_child
 from perdure import Task
-from perdure.errors import CheckpointError, RunDirectoryError, StorageError
+from perdure.errors import BackboneError, CheckpointError, RunDirectoryError, StorageError
 from perdure.memory import Exemplars
 from perdure.methods import Method, methods
 from perdure.methods.simplecil import SimpleCIL
 from perdure.run import Results, Runner, load_recipe, read_method, read_results
-from perdure.run.checkpoint import load_state
+from perdure.run.checkpoint import load_state, save_state
 from perdure.run.selection import SELECTION_FILE
 from perdure.train.runtime import peak_rss_bytes
 
@@ -33,7 +33,9 @@ SMALL = ["backbone.name=test_vit", "backbone.pretrained=false", "backbone.device
 
 def small_settings(method: str) -> list[str]:
     """Few passes over the images, unless a test says otherwise."""
-    small = {"joint": {"train": {"epochs": 3}}, "l2p": {"epochs": 1}}.get(method, methods.get(method).tags.small)
+    small = {"joint": {"train": {"epochs": 3}}, "l2p": {"train": {"epochs": 1}}}.get(
+        method, methods.get(method).tags.small
+    )
     return [f"method.{name}={json.dumps(value)}" for name, value in small.items()]
 
 
@@ -77,7 +79,7 @@ def test_a_run_leaves_what_the_design_says(tmp_path: Path) -> None:
 def test_results_follow_the_schema_in_docs(tmp_path: Path) -> None:
     Runner(recipe(), tmp_path / "run").run()
     schema = json.loads((Path(__file__).parents[2] / "docs" / "results.schema.json").read_text())
-    assert schema == Results.model_json_schema(mode="serialization"), "run: python scripts/write_schema.py"
+    assert schema == Results.model_json_schema(mode="serialization"), "run: python -m scripts.write_schema"
     jsonschema.validate(json.loads((tmp_path / "run" / "results.json").read_text()), schema)
 
 
@@ -145,18 +147,15 @@ def test_resumed_equals_straight(name: str, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_killed_process_leaves_whole_tasks_and_resumes(tmp_path: Path) -> None:
-    code = (
-        "import os, signal, sys; from pathlib import Path; from perdure.run import Runner, load_recipe\n"
-        "def event(e):\n"
-        "    if e['event'] == 'task_started' and e['task'] == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Runner(load_recipe(None, sys.argv[2:]), Path(sys.argv[1]), on_event=event).run()\n"
-    )
-    overrides = ["stream.data=synthetic", "stream.tasks=3", *SMALL, "method.name=joint", *small_settings("joint")]
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run"), *overrides], check=False)
-    assert run.returncode == -signal.SIGKILL
+    def event(e: dict[str, Any]) -> None:
+        if e["event"] == "task_started" and e["task"] == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    killed = in_child(Runner(recipe("ranpac"), tmp_path / "run", on_event=event).run)
+    assert killed == (-signal.SIGKILL, "")
     assert sorted(p.name for p in (tmp_path / "run" / "tasks").iterdir()) == ["000", "001"]
-    Runner(recipe("joint"), tmp_path / "run").run()
-    Runner(recipe("joint"), tmp_path / "straight").run()
+    Runner(recipe("ranpac"), tmp_path / "run").run()
+    Runner(recipe("ranpac"), tmp_path / "straight").run()
     assert same(arrays(tmp_path / "run"), arrays(tmp_path / "straight"))
 
 
@@ -186,6 +185,14 @@ def test_another_recipe_is_refused_and_the_difference_named(tmp_path: Path) -> N
     assert RunDirectoryError.exit_code == 2
 
 
+@pytest.mark.parametrize("name", ["ease", "l2p"])
+def test_a_backbone_that_the_method_cannot_use_is_refused_before_anything_is_done(name: str, tmp_path: Path) -> None:
+    wrong = recipe(name, "backbone.name=test_efficientnet", "stream.tasks=4000")  # a stream that cannot be, too
+    with pytest.raises(BackboneError, match=r"test_efficientnet \(EfficientNet\)"):
+        Runner(wrong, tmp_path / "run").run()
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("…")
     with pytest.raises(RunDirectoryError, match=r"thesis\.tex"):
@@ -205,23 +212,21 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
 
 def test_a_full_disk_keeps_the_finished_tasks(tmp_path: Path) -> None:
     """The state of the second task no longer fits: the first stays, and the same command goes on."""
-    code = (
-        "import resource, signal, sys; from pathlib import Path; from perdure.run import Runner, load_recipe\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "def event(e):\n"
-        "    if e['event'] == 'task_started' and e['task'] == 1:\n"
-        "        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))\n"
-        "try: Runner(load_recipe(None, sys.argv[2:]), Path(sys.argv[1]), on_event=event).run()\n"
-        "except Exception as error: print(type(error).__name__, error); sys.exit(error.exit_code)\n"
-    )
     overrides = ["stream.data=synthetic", "stream.tasks=3", *SMALL, "method.name=ranpac", "method.projection_dim=128"]
+
+    def event(e: dict[str, Any]) -> None:
+        import resource  # which Windows lacks
+
+        if e["event"] == "task_started" and e["task"] == 1:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
+
     # warm the feature store first, so that the limit meets the run directory and nothing else
     Runner(load_recipe(None, overrides), tmp_path / "warm").run()
-    command = [sys.executable, "-c", code, str(tmp_path / "run"), *overrides]
-    run = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert run.returncode == 1, run.stderr
-    assert "StorageError" in run.stdout
-    assert str(tmp_path / "run") in run.stdout
+    status, told = in_child(Runner(load_recipe(None, overrides), tmp_path / "run", on_event=event).run)
+    assert status == 1
+    assert told.splitlines()[-1].startswith("perdure.errors.StorageError: ")
+    assert str(tmp_path / "run") in told.splitlines()[-1]
     assert [p.name for p in (tmp_path / "run" / "tasks").glob("[0-9]*")] == ["000"]
     Runner(load_recipe(None, overrides), tmp_path / "run").run()
     assert same(arrays(tmp_path / "run"), arrays(tmp_path / "warm"))
@@ -233,7 +238,20 @@ def test_a_state_of_the_wrong_task_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run" / "results.json").unlink()
     for name in ("state.json", "state.safetensors"):
         (tasks / "002" / name).write_bytes((tasks / "000" / name).read_bytes())
-    with pytest.raises(CheckpointError, match="1 tasks in"):
+    with pytest.raises(CheckpointError, match=r"state in .*002 must be of 3 tasks, but got 1\. Remove"):
+        Runner(recipe(), tmp_path / "run").run()
+
+
+def test_a_state_of_other_classes_is_refused(tmp_path: Path) -> None:
+    Runner(recipe(), tmp_path / "run").run()
+    state = load_state(tmp_path / "run" / "tasks" / "002")
+    classes = state["classes_"]
+    save_state(tmp_path / "run" / "tasks" / "002", {**state, "classes_": [classes[1], classes[0], *classes[2:]]})
+    told = rf"state in .*002 must be of the stream's 3 first tasks, .* but got \[{classes[1]}, {classes[0]}, "
+    with pytest.raises(CheckpointError, match=told):
+        read_method(tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    with pytest.raises(CheckpointError, match=told):
         Runner(recipe(), tmp_path / "run").run()
 
 

@@ -183,7 +183,7 @@ def test_large_pools_are_shaded_but_not_printed(tmp_path: Path) -> None:
 def test_dependence_on_the_test_batch_is_marked_wherever_the_numbers_are(
     preset: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ["method.epochs=1", *([f"method.preset={preset}"] if preset else [])]
+    settings = ["method.train.epochs=1", *([f"method.preset={preset}"] if preset else [])]
     results = Runner(recipe("l2p", *settings), tmp_path / "run").run()
     saved = json.loads((tmp_path / "run" / "results.json").read_text())
     assert saved["provenance"]["depends_on_test_batch"] is (preset == "pilot")
@@ -201,7 +201,7 @@ def test_dependence_on_the_test_batch_is_marked_wherever_the_numbers_are(
 def test_images_that_vote_together_in_a_test_do_so_in_its_statistics(
     order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ["method.epochs=1", "method.select_eval=batch_vote", "method.eval_batch=3", f"method.eval_order={order}"]
+    settings = ["method.train.epochs=1", "method.vote.batch_size=3", f"method.vote.order={order}"]
     checked = recipe("l2p", *settings)
     stream, method = checked.load_stream(), checked.make_method(checked.load_backbone(), None)
     method.fit_task(stream[0])

@@ -8,15 +8,15 @@ import logging
 import sys
 from pathlib import Path
 
-import distill_default_backbone as distill
 import numpy as np
 import pytest
 import torch
-from distill_views import SIDE, TARGETS, Shards, Teacher, Views, mix, render
 from PIL import Image
 
 from perdure.backbone.default import hybrid_vit, lite0_stem, load_default, read_weights
 from perdure.backbone.lite0 import PREPROCESS, load_lite0
+from scripts import distill_default_backbone as distill
+from scripts.distill_views import SIDE, TARGETS, Shards, Teacher, Views, mix, render
 
 SMALL = distill.Settings(views=24, epochs=2, batch_size=8, lr=1e-3)
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
-import mutant_changes
-import mutants
 import pytest
-from mutant_changes import Change
-from mutant_reach import Reach
-from mutant_runs import Job, Result
+
+from scripts import mutant_changes, mutants
+from scripts.mutant_changes import Change
+from scripts.mutant_reach import Reach
+from scripts.mutant_runs import Job, Result
 
 ROOT = Path(__file__).parents[2]
 
@@ -246,11 +247,7 @@ SMALL = {
         """,
     "pyproject.toml": "[tool.pytest.ini_options]\n",
     "drive.py": """
-        import sys
-
-        sys.path.insert(0, sys.argv.pop(1))
-        import mutant_runs
-        import mutants
+        from scripts import mutant_runs, mutants
 
         mutant_runs.HEAVY.clear()
         mutant_runs.STALL = 2.0
@@ -269,8 +266,8 @@ def test_a_small_project_is_measured(tmp_path: Path) -> None:
         (tmp_path / name).write_text(textwrap.dedent(text).lstrip())
     results = tmp_path / "benchmarks/results/mutants.json"
     results.parent.mkdir(parents=True)
-    command = [sys.executable, "drive.py", str(ROOT / "scripts")]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    command, where = [sys.executable, "drive.py"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, cwd=tmp_path, env=where, capture_output=True, text=True, check=False, timeout=300)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     told = json.loads(results.read_text())
     assert told["packages"] == {

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from old_settings import TRAIN, in_sections
 
 from perdure.methods import methods
+from scripts.old_settings import TRAIN, in_sections
 
 ROOT = Path(__file__).parents[2]
 TRAINED = {"lr": 0.2, "epochs": 5, "batch_size": 16, "optimizer": "sgd", "schedule": "epoch_cosine", "milestone": None}
 TRAINED |= {"weight_decay": 0.01, "clip_norm": None, "min_scale": 1.0, "flip": False, "rank": 4, "prompt_length": 3}
 SECTION = {"lr": 0.2, "epochs": 5, "batch_size": 16, "optimizer": {"name": "sgd", "weight_decay": 0.01}}
 SECTION |= {"schedule": {"name": "epoch_cosine"}, "clip_norm": None, "augment": {"min_scale": 1.0, "flip": False}}
+RIDGE = {"ridge_value": 9.0, "validation_fraction": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -30,11 +31,50 @@ SECTION |= {"schedule": {"name": "epoch_cosine"}, "clip_norm": None, "augment": 
         ),
         (
             {"name": "ranpac", "projection_dim": 64, "ridge": "fixed", "adapt": "none", **TRAINED},
-            {"projection_dim": 64, "ridge": "fixed", "adapt": None},
+            {"projection_dim": 64, "ridge": {"name": "fixed"}, "adapt": None},
+        ),
+        ({"name": "ranpac", "ridge": "fixed", **RIDGE}, {"ridge": {"name": "fixed", "value": 9.0}, "adapt": None}),
+        (
+            {"name": "ranpac", "ridge": "cumulative", **RIDGE},
+            {"ridge": {"name": "cumulative", "first": 9.0, "validation_fraction": 0.1}, "adapt": None},
+        ),
+        (
+            {"name": "ranpac", **RIDGE},
+            {"ridge": {"first": 9.0, "validation_fraction": 0.1}, "adapt": None},
         ),
         (
             {"name": "fecam", "adapt": "adapter", "power": 0.5, **TRAINED},
-            {"power": 0.5, "adapt": {"variant": "adapter", "rank": 4, "train": SECTION}},
+            {"adapt": {"variant": "adapter", "rank": 4, "train": SECTION}},
+        ),
+        (
+            {"name": "fecam", "features": "tukey", "power": 0.4, "shrink_diagonal": 3.0},
+            {"features": {"name": "tukey", "power": 0.4}, "metric": {"shrink_diagonal": 3.0}, "adapt": None},
+        ),
+        (
+            {"name": "fecam", "features": "raw", "power": 0.4, "normalise": "pilot", "shrink_diagonal": 3.0},
+            {"features": {"name": "raw"}, "metric": {"name": "pilot"}, "adapt": None},
+        ),
+        (
+            {
+                "name": "fecam",
+                "normalise": "none",
+                "log_determinant": True,
+                "covariance": "common",
+                "returning": "half",
+            },
+            {
+                "metric": {"name": "shrunk", "normalise": False, "log_determinant": True},
+                "covariance": "common",
+                "adapt": None,
+            },
+        ),
+        (
+            {"name": "fecam", "normalise": "correlation", "returning": "half"},
+            {"metric": {"name": "shrunk", "normalise": True}, "covariance": "class_half", "adapt": None},
+        ),
+        (
+            {"name": "fecam", "covariance": "class", "returning": "pooled"},
+            {"covariance": "class", "adapt": None},
         ),
         (
             {"name": "ease", "alpha": 0.2, **TRAINED},
@@ -57,6 +97,53 @@ SECTION |= {"schedule": {"name": "epoch_cosine"}, "clip_norm": None, "augment": 
             },
         ),
         ({"name": "slca", "align_epochs": 0, "samples": 9}, {"align": None, "train": {}}),
+        (
+            {"name": "l2p", "lr": 0.1, "shuffle": True, "select_train": "batch_vote", "train_vote_group": 4}
+            | {"select_eval": "batch_vote", "eval_batch": 8, "eval_order": "shuffled", "train_prompt": "match"}
+            | {"copy_prev": False, "train_logits": "seen", "query_view": "clean"},
+            {"train": {"lr": 0.1, "shuffle": True}, "train_prompts": {"name": "match", "vote": 4}, "logits": "seen"}
+            | {"vote": {"batch_size": 8, "order": "shuffled"}, "query_view": "clean"},
+        ),
+        (
+            {"name": "l2p", "select_train": "instance", "train_prompt": "task_slot", "copy_prev": True},
+            {"train": {}, "train_prompts": {"name": "task_slot", "copy_prev": True}},
+        ),
+        (
+            {"name": "vpt", "mode": "sequential", "train_logits": "current", "query_view": "clean", "milestone": None},
+            {"train": {}, "mode": "sequential"},
+        ),
+        (
+            {"name": "vpt", "mode": "sequential", "train_logits": "seen"},
+            {"train": {}, "mode": "sequential_seen"},
+        ),
+        (
+            {"name": "vpt", "mode": "first_task", "train_logits": "current", "optimizer": "sgd", "beta1": 0.5},
+            {"train": {"optimizer": {"name": "sgd"}}, "mode": "first_task"},
+        ),
+        (
+            {"name": "dualprompt", "kv_layout": "scrambled", "select_eval": "instance", "eval_batch": 24, "pull": 0.5}
+            | {"key_update": "sgd", "query_view": "clean"},
+            {"train": {}, "kv_layout": "scrambled", "vote": None}
+            | {"keys": {"name": "sgd", "pull": 0.5, "query_view": "clean"}},
+        ),
+        (
+            {"name": "coda_prompt", "components_per_task": 10, "pool": None, "tasks": None, "ortho": "qr"}
+            | {"init": "gram_schmidt", "schedule": "quarter_cosine_released"},
+            {"train": {"schedule": {"name": "quarter_cosine", "released": True}}}
+            | {"components": {"name": "per_task", "each": 10, "ortho": "qr"}},
+        ),
+        (
+            {"name": "coda_prompt", "components_per_task": 10, "pool": 100, "tasks": 5, "ortho": "qr", "init": "pool"},
+            {"train": {}, "components": {"name": "pool", "pool": 100, "tasks": 5, "ortho": "whole"}},
+        ),
+        (
+            {"name": "coda_prompt", "components_per_task": 10, "pool": 9, "tasks": 3, "ortho": "qr", "init": "x"},
+            {"train": {}, "components": {"name": "pool", "pool": 9, "tasks": 3, "ortho": "qr"}},
+        ),
+        (
+            {"name": "dap", "key_update": "mean", "pull": 0.1, "pull_over": "sum", "optimizer": "adam", "beta1": 0.9},
+            {"train": {"optimizer": {"name": "adam", "beta1": 0.9}}, "keys": {"name": "mean"}},
+        ),
     ],
 )
 def test_each_setting_comes_into_its_section(flat: dict[str, Any], nested: dict[str, Any]) -> None:

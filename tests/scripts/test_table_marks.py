@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import write_tables
-from table_marks import MARKS, NOTES, explained, mark
+
+from scripts import write_tables
+from scripts.table_marks import MARKS, NOTES, explained, mark
 
 ROOT = Path(__file__).parents[2]
 

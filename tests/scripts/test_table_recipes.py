@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import table_recipes
-import write_tables
-from old_settings import in_sections
-from table_recipes import NOTES, RUNS, Run, read
 
 from perdure.run import Recipe, load_recipe
 from perdure.run import recipe as recipe_module
+from scripts import table_recipes, write_tables
+from scripts.old_settings import in_sections
+from scripts.table_recipes import NOTES, RUNS, Run, read
 
 ROOT = Path(__file__).parents[2]
 WORDS = {"METHOD": r"\w+", "DATA": r"[\w-]+", "VARIANT": r"\w+", "ORDER": r"\d+"}
@@ -53,7 +52,7 @@ def differences(recipe: dict[str, Any], recorded: dict[str, Any], whole: bool) -
     if whole:  # what is missing is at its own default, not at the preset's
         preset = kept["method"].get("preset", "default")
         method = {key: value for key, value in kept["method"].items() if key != "preset"}
-        kept = plain(Recipe.from_values({**kept, "method": method}).values())
+        kept = plain(Recipe.from_values({**kept, "method": method}).identity())
         kept["method"]["preset"] = preset
     there, here = leaves(kept), leaves(recipe)
     paths = there.keys() | here.keys() if whole else there
@@ -63,7 +62,7 @@ def differences(recipe: dict[str, Any], recorded: dict[str, Any], whole: bool) -
 
 
 def recipe_of(run: Run) -> dict[str, Any]:
-    return plain(load_recipe(ROOT / run.recipe, list(run.overrides)).values())
+    return plain(load_recipe(ROOT / run.recipe, list(run.overrides)).identity())
 
 
 def rows_of(table: str) -> list[str]:
@@ -122,7 +121,9 @@ def test_every_table_has_its_line_and_every_line_is_printed() -> None:
 
 def commands() -> Iterator[tuple[str, str]]:
     for table, note in NOTES.items():
-        yield from ((table, path) for path in re.findall(r"`(?:python )?((?:recipes|benchmarks)/[^` ]+)", note))
+        yield from ((table, path) for path in re.findall(r"`((?:recipes|benchmarks)/[^` ]+)", note))
+        modules = re.findall(r"`python -m ([\w.]+)", note)
+        yield from ((table, f"{module.replace('.', '/')}.py") for module in modules)
 
 
 @pytest.mark.parametrize(("table", "path"), list(commands()))
@@ -184,7 +185,7 @@ def test_the_run_told_beside_the_default_backbone() -> None:
 
 
 def test_a_recipe_that_changes_is_found() -> None:
-    recipe = plain(load_recipe(ROOT / "recipes/caltech101/ranpac.yaml").values())
+    recipe = plain(load_recipe(ROOT / "recipes/caltech101/ranpac.yaml").identity())
     for section, key, value in (
         ("method", "projection_dim", 5000),
         ("stream", "tasks", 5),

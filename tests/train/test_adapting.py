@@ -245,3 +245,25 @@ def test_a_stack_has_as_many_adapters_as_the_state_that_it_loads(backbone: Backb
     for stack, n in ((full, 1), (empty, 3)):
         assert len(stack) == len(stack.views) == n
     assert all(torch.equal(full.state_dict()[k], v) for k, v in one.state_dict().items())
+
+
+def test_a_stack_trains_an_adapter_and_gives_features_under_any(
+    backbone: Backbone, images: LabelledImages, store: FeatureStore
+) -> None:
+    stack = AdapterStack(backbone, AdapterPart(rank=2, train=training(batch_size=4)), rng)
+    columns = torch.from_numpy(images.labels)
+    for _ in range(2):
+        stack.adapt(images, columns, rng(1), store)
+    view, part = adaptable(backbone, AdapterPart(rank=2), rng(1))
+    adapt(view, part, images, columns, training(batch_size=4), rng(1), store)
+    trained = stack.parts[1].state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in part.state_dict().items())
+    positions, (_, pixels) = torch.tensor([7, 2]), next(iter(images.batches(backbone.preprocess, len(images))))
+    wanted = view.features(pixels[positions])
+    assert torch.equal(stack.of(pixels)(1, positions), wanted)
+    asked = stack.stored(images, store, "some")
+    assert torch.equal(asked(1, positions), wanted)
+    assert not torch.equal(asked(0, positions), wanted)
+    before = backbone.passes.images
+    asked(1, positions)
+    assert backbone.passes.images == before

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import itertools
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +88,13 @@ def test_it_goes_on_from_any_step_with_the_same_bits(
     assert not torch.equal(straight[1]["weight"], first[1]["weight"])
 
 
+def test_steps_epochs_and_the_task_end(backbone: Backbone, images: LabelledImages, store: FeatureStore) -> None:
+    view, part = adapted(backbone)
+    session, loss = session_on(view, part, head(backbone.dim), images, store)
+    ended = [[step for step in ("step", "epoch", "task_end") if session.ends(step)] for _ in session.steps(loss)]
+    assert list(map(len, ended)) == [1, 1, 2, 1, 1, 2, 1, 1, 3]
+
+
 def test_progress_of_another_stage_or_of_other_parts_is_refused(
     backbone: Backbone, images: LabelledImages, store: FeatureStore
 ) -> None:
@@ -115,6 +126,8 @@ def test_hooks_are_called_in_their_place(backbone: Backbone, images: LabelledIma
         ("epoch", 1, 2), ("gradients", 1, 2), ("step", 1, 3), ("gradients", 1, 3), ("step", 1, 4),
     ]  # fmt: skip
     assert min(norms) > 1e-6, "not clipped yet"
+    run, steps = (inspect.signature(ask).parameters for ask in (session.run, session.steps))
+    assert list(run) == list(steps), "help() tells the hooks of both"
 
 
 def test_events_tell_loss_rates_and_place(backbone: Backbone, images: LabelledImages, tmp_path: Path) -> None:
@@ -264,3 +277,69 @@ def test_no_kept_image_changes_nothing(backbone: Backbone, images: LabelledImage
         for kept in (None, none)
     ]
     assert all(torch.equal(one, other) for one, other in zip(*plans, strict=True))
+
+
+# --- parameters alone
+
+
+def on_steps(
+    fast: list[nn.Parameter], loss: Any, n: int = 1, *, slow: Sequence[nn.Parameter] = (), **settings: Any
+) -> list[list[float]]:
+    """Everything that learns, after each of ``n`` steps of one epoch."""
+    config = Training(**{"lr": 0.1, "epochs": 1, "batch_size": 1, "shuffle": False, **settings})
+    session = Session(Rows(n, config), config, rng(), fast=fast, slow=slow, slow_factor=0.01)
+    return [[p.item() for p in session.learned] for _ in session.steps(loss)]
+
+
+def single(value: float = 1.0) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(value, dtype=torch.float64))
+
+
+def test_the_learning_rate_follows_the_schedule() -> None:
+    """A gradient of 1: Adam steps by the rate."""
+    p = single()
+    seen = [1.0, *(v for (v,) in on_steps([p], lambda _: 1.0 * p, 20, optimizer="adamw"))]
+    steps = [a - b for a, b in itertools.pairwise(seen)]
+    assert steps == pytest.approx([0.1 * (1 + math.cos(math.pi * t / 20)) / 2 for t in range(20)], rel=1e-5)
+
+
+def test_it_minimises() -> None:
+    p = single()
+    assert on_steps([p], lambda _: (p - 3) ** 2, 200)[-1] == pytest.approx([3], abs=1e-3)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_named_and_not_stepped_on(bad: float) -> None:
+    p = single()
+    with pytest.raises(TrainingError, match=rf"train: loss must be finite, but got {bad}\. Lower lr, now 0\.1"):
+        on_steps([p], lambda _: p * bad)
+    assert p.item() == 1
+
+
+def test_long_gradients_are_shortened_together() -> None:
+    a, b, c = (single(0.0) for _ in range(3))
+    assert on_steps([a, b], lambda _: 30 * a + 40 * b, clip_norm=1.0)[0] == pytest.approx([-0.06, -0.08], rel=1e-4)
+    assert on_steps([c], lambda _: 0.5 * c, clip_norm=1.0)[0] == pytest.approx([-0.05]), "short ones stay"
+
+
+def test_what_is_slow_has_its_own_rate_and_the_same_schedule_decay_and_clipping() -> None:
+    fast, slow = single(), single()
+    (seen,) = on_steps([fast], lambda _: 3.0 * fast + 4.0 * slow, slow=[slow], clip_norm=1.0)
+    assert seen == pytest.approx([1 - 0.1 * 0.6, 1 - 0.001 * 0.8])  # the norm of both gradients is 5
+    decay = {"name": "sgd", "weight_decay": 0.5}
+    (after,) = on_steps([fast], lambda _: 0.0 * (fast + slow), slow=[slow], optimizer=decay)
+    assert [a / b for a, b in zip(after, seen, strict=True)] == pytest.approx([1 - 0.05, 1 - 0.0005])
+
+
+@pytest.mark.parametrize("size", [1, 4, 10, 11])
+def test_an_epoch_covers_each_position_once_in_an_order_of_its_own(size: int) -> None:
+    config = Training(lr=0.1, epochs=1, batch_size=size)
+    orders = []
+    for draw, global_seed in ((rng(0), 1), (rng(0), 2), (rng(1), 1)):
+        torch.manual_seed(global_seed)
+        plans = Rows(10, config).plan(draw)
+        assert [len(b) for b in plans[:-1]] == [size] * (math.ceil(10 / size) - 1)
+        orders.append(torch.cat(plans).tolist())
+        assert sorted(orders[-1]) == list(range(10))
+    assert orders[0] == orders[1] != orders[2]
+    assert torch.cat(Rows(10, config).plan(draw)).tolist() != orders[2], "the next epoch's"

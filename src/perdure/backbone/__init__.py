@@ -2,12 +2,13 @@
 
 from perdure.backbone.backbone import Backbone
 from perdure.backbone.insertable import Insertable
+from perdure.backbone.kinds import require_kind
 from perdure.backbone.names import BareNameWarning
 from perdure.backbone.passes import Passes
 from perdure.backbone.registered import backbones
 from perdure.backbone.seats import Insertion, PromptTokens
 from perdure.backbone.sites import SEATS, Site
-from perdure.backbone.vit import Prompt, TokenOutput
+from perdure.backbone.vit import Prompt, TokenOutput, prefix
 
 __all__ = [
     "SEATS",
@@ -21,4 +22,6 @@ __all__ = [
     "Site",
     "TokenOutput",
     "backbones",
+    "prefix",
+    "require_kind",
 ]

@@ -168,7 +168,7 @@ class Backbone(Insertable):
         Raises:
             NonFiniteError: as for :meth:`features`.
         """
-        x = patches.view(len(patches), *self.tokens_shape).to(self.device)
+        x = patches.unflatten(1, (-1, self.tokens_shape[1])).to(self.device)  # as many tokens as the image size makes
         return self._frozen(lambda part: self.pool(self.walk(part)), x)
 
     def _frozen(self, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -250,7 +250,7 @@ class Backbone(Insertable):
             BackboneError: for prefixes beside inserted tokens.
         """
         self._require_prefixes_fit(i for i, prompt in (prompts or {}).items() if prompt.prefix is not None)
-        self.passes.add(len(embedded))
+        self.passes.add(len(embedded), prompts=len(prompts or {}))
         with self.autocast():
             return walk(self.vit, embedded, prompts, before_norm=before_norm)
 

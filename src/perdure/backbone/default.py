@@ -1,9 +1,9 @@
 """The built-in Vision Transformer: a stock timm model on a convolutional stem, with weights that ship in the package.
 
 Source: a hybrid ViT (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 3.1). The stem is
-EfficientNet-Lite0 up to its fifth stage, with the ImageNet-1k weights of its pip package; the transformer on top (six
-blocks of width 192, 49 patches and CLS) was distilled, without labels, from EfficientNet-Lite0's own features.
-Offline, small and good enough to try and compare every method: for published numbers take the papers' ViT-B/16.
+    EfficientNet-Lite0 up to its fifth stage, with the ImageNet-1k weights of its pip package; the transformer on top
+    (six blocks of width 192, 49 patches and CLS) was distilled, without labels, from EfficientNet-Lite0's own features.
+Use when: every method is to be tried and compared, offline. For published numbers take the papers' ViT-B/16.
 """
 
 from __future__ import annotations

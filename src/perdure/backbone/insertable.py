@@ -62,7 +62,7 @@ class Insertable(nn.Module):
         parts: list[nn.Module] = [self]
         if stem:
             patched = [i for i in self._inserted() if any(name.startswith("patch_embed") for name in i.names)]
-            parts = [self.model.patch_embed, *patched]
+            parts = [*([self.model.patch_embed] if self.has_stem else []), *patched]
         own = {id(p) for part in parts for p in part.parameters()}
         return any(id(p) in own for p in parameters)
 

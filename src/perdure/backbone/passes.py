@@ -18,19 +18,21 @@ CPU_BATCH: Final = 8  # of 16 and more, some kernels round otherwise: docs/decis
 
 @dc.dataclass(slots=True)
 class Passes:
-    """How many images went through a backbone and its copies, in whatever thread."""
+    """How many images went through a backbone and its copies, and how many prompts beside them, in whatever thread."""
 
     images: int = 0
+    prompts: int = 0  # of a block in a walk, for a whole batch
     _lock: threading.Lock = dc.field(default_factory=threading.Lock, repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Passes:
         """Copies of a backbone count together."""
         return self
 
-    def add(self, n: int) -> None:
-        """Counts ``n`` more."""
+    def add(self, n: int, *, prompts: int = 0) -> None:
+        """Counts ``n`` images more, and ``prompts``."""
         with self._lock:
             self.images += n
+            self.prompts += prompts
 
 
 def in_cpu_batches(

@@ -69,7 +69,7 @@ def sites(model: nn.Module, name: str, seat: str, blocks: Sequence[int] | None) 
     """
     found = list(_sites(model, seat))
     if not found:
-        has = [s for s in SEATS if next(_sites(model, s), None)]
+        has = [s for s in SEATS if has_seat(model, s)]
         raise BackboneError("insert", "seat", f"among {has} on {name}", seat, "Choose a seat that the backbone has")
     if blocks is None:
         return found
@@ -78,6 +78,16 @@ def sites(model: nn.Module, name: str, seat: str, blocks: Sequence[int] | None) 
         must_be = f"some of {sorted(there)}" if there else "left out (the model has no blocks)"  # type: ignore[type-var]
         raise BackboneError("insert", "blocks", must_be, list(blocks), "Count blocks from 0")
     return [site for site in found if site.block in blocks]
+
+
+def has_seat(model: nn.Module, seat: str) -> bool:
+    """Whether a model has a place of a seat.
+
+    Args:
+        model: any model.
+        seat: one of ``SEATS``.
+    """
+    return next(_sites(model, seat), None) is not None
 
 
 def _sites(model: nn.Module, seat: str) -> Iterator[Site]:

@@ -26,6 +26,7 @@ from timm.models.vision_transformer import (
 from torch import Tensor, nn
 
 from perdure.errors import BackboneError, ShapeError
+from perdure.modules.prefix import split_heads
 
 # blocks in which all tokens are alike: no position enters, so that a token may be added anywhere
 KNOWN_BLOCKS: Final = (Block, ResPostBlock, ParallelScalingBlock, ParallelThingsBlock)
@@ -51,6 +52,20 @@ class Prompt:
 
 
 Prompts = Mapping[int, Prompt] | None  # block index to what that block gets in addition
+
+
+def prefix(vit: VisionTransformer, block: int, keys: Float[Tensor, "b m d"], values: Float[Tensor, "b m d"]) -> Prompt:
+    """Keys and values that a block's attention reads besides its own.
+
+    Args:
+        vit: the model.
+        block: counted from 0.
+        keys: rows of the model's width; head h reads the h-th part of the width.
+        values: as many.
+    """
+    attention = getattr(vit.blocks[block], "attn", None)
+    heads = getattr(attention, "num_heads", 1)  # the walk refuses a strange block
+    return Prompt(prefix=(split_heads(keys, heads), split_heads(values, heads)))
 
 
 @dc.dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,8 @@
 True
 """
 
-from perdure.checks.runner import CHECKS, CheckResult, check_method
+from perdure.checks.result import CheckResult, own_frames
+from perdure.checks.runner import CHECKS, check_method
 from perdure.checks.subject import CheckFailedError, Subject, tiny_backbone
 
-__all__ = ["CHECKS", "CheckFailedError", "CheckResult", "Subject", "check_method", "tiny_backbone"]
+__all__ = ["CHECKS", "CheckFailedError", "CheckResult", "Subject", "check_method", "own_frames", "tiny_backbone"]

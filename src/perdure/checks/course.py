@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses as dc
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from perdure.checks.subject import (
     scrambled_global_rngs,
     small_stream,
 )
+from perdure.checks.watch import Watch
 from perdure.data import Stream
 from perdure.methods import Method
 
@@ -52,6 +55,7 @@ class Course:
         backbone: the one it was given.
         weights: copies of that backbone's before.
         drawn: the global generators that were drawn from.
+        watch: sees what images pass through, of the backbone and of its copies.
     """
 
     method: Method[Any]
@@ -60,17 +64,20 @@ class Course:
     backbone: Backbone
     weights: dict[str, Tensor]
     drawn: list[str]
+    watch: Watch
 
 
 def attended(s: Subject, *, learns: bool = False) -> Course:
-    """The course that all checks of one method share; held anew if a question has changed the method's state.
+    """The course that all checks of one method share; if a question has changed the method's state, it is put back.
+
+    A method that cannot be put back attends the course anew.
 
     Args:
         s: the method under test.
         learns: with the settings of a learning check, and more images.
     """
     course = s.courses.get(learns)
-    if course is None or not equal(course.steps[-1].state, course.method.state_dict()):
+    if course is None or not _put_back(course):
         course = s.courses[learns] = attend(s, learns=learns)
     return course
 
@@ -84,10 +91,11 @@ def attend(s: Subject, *, learns: bool = False, scramble: int = 1, upto: int | N
         scramble: what the global generators are seeded with.
         upto: stop before this task.
     """
-    stream = small_stream(test_per_class=6 if learns else 3)
+    stream, given = small_stream(test_per_class=6 if learns else 3), s.make_backbone()
+    watch = Watch(given.model)
     with scrambled_global_rngs(scramble):
         before = global_rngs()
-        m, steps = s.method(learns=learns), []
+        m, steps = s.method(learns=learns, backbone=given), []
         backbone, weights = m.backbone, {k: v.clone() for k, v in m.backbone.state_dict().items()}
         tests = stream.test(len(stream) - 1)
         for task in stream[:upto]:
@@ -96,4 +104,13 @@ def attend(s: Subject, *, learns: bool = False, scramble: int = 1, upto: int | N
             scores, predicted = m.scores(pixels(m, tests)), m.predict(tests)
             steps.append(Step(list(m.classes_), scores, predicted, frozen_state(m), trained))
         after = global_rngs()
-    return Course(m, stream, steps, backbone, weights, [name for name in before if before[name] != after[name]])
+    return Course(m, stream, steps, backbone, weights, [name for name in before if before[name] != after[name]], watch)
+
+
+def _put_back(course: Course) -> bool:
+    """Whether the method's state is that after the last task, or could be made so."""
+    m, last = course.method, course.steps[-1].state
+    if not equal(last, m.state_dict()):
+        with suppress(Exception):  # whatever a broken method raises
+            m.load_state_dict(copy.deepcopy(last))
+    return equal(last, m.state_dict())

@@ -18,6 +18,8 @@ from perdure.data.synthetic import synthetic_dataset
 from perdure.methods import Method
 
 Leaves = dict[str, Tensor]
+SETTINGS = "The settings are tags.small with tags.learns laid over them"
+SMALL = "The settings are tags.small"
 
 
 def check_learns_an_easy_task(s: Subject) -> None:
@@ -29,7 +31,7 @@ def check_learns_an_easy_task(s: Subject) -> None:
     for task, step in zip(course.stream, course.steps, strict=True):
         accuracy = _accuracy(course.method, step.trained, task.train.labels, within=True)
         if accuracy < 0.9:
-            hint = "Look at tags.learns, then at the method"
+            hint = f"{SETTINGS}: look at these, then at the method"
             raise s.fail("fit_task", f"right on 90 % of task {task.index}, an easy one", accuracy, hint)
 
 
@@ -38,7 +40,7 @@ def check_remembers_every_task(s: Subject) -> None:
     course, least = attended(s, learns=True), 2 / len(CLASS_IDS)
     found = _accuracies(course.method, course.stream, within=False)
     if min(found) < least:
-        hint = "It forgets or confuses tasks: say so in tags.expected_failures if that is its nature"
+        hint = f"It forgets or confuses tasks: say so in tags.expected_failures if that is its nature. {SETTINGS}"
         raise s.fail("fit_task", f"right on {least:.2f} or more of every task's tests at the end", found, hint)
 
 
@@ -47,7 +49,7 @@ def check_tells_the_classes_of_every_task_apart(s: Subject) -> None:
     course = attended(s, learns=True)
     found = _accuracies(course.method, course.stream, within=True)
     if min(found) < 0.75:
-        hint = "Look whether later tasks are learned, and old ones kept"
+        hint = f"Look whether later tasks are learned, and old ones kept. {SETTINGS}"
         raise s.fail("fit_task", "right on 0.75 or more among the classes of each task at the end", found, hint)
 
 
@@ -71,7 +73,7 @@ def check_every_image_and_label_matters(s: Subject) -> None:
     ways["labels"] = LabelledImages(spare.source, labels, spare.rows[rows])
     for what, task in ways.items():
         if torch.equal(known, scores(task)):
-            hint = "Look at which images and labels training gets"
+            hint = f"Look at which images and labels training gets. {SMALL}"
             raise s.fail("fit_task", f"touched by other {what}", "the same scores", hint)
 
 
@@ -96,7 +98,7 @@ def check_what_is_learned_depends_on_the_images(s: Subject) -> None:
                 depends[kind] = depends.get(kind, False) or not equal(value, other.get(name))
         if not all(depends.values()):
             got = f"{sorted(name for name, does in depends.items() if not does)} the same for other images"
-            hint = "Train it, and keep what it became"
+            hint = f"Train it, and keep what it became. {SMALL}"
             raise s.fail("fit_task", f"taught by the images of task {task.index}", got, hint)
 
 

@@ -11,8 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from perdure.backbone import Backbone
-from perdure.checks import contract, invariants, learning
-from perdure.checks.subject import Subject, tiny_backbone
+from perdure.checks import contract, invariants, learning, state, tagged
+from perdure.checks.result import CheckResult
+from perdure.checks.subject import FITTING, Subject
 from perdure.errors import UnknownNameError, did_you_mean
 from perdure.methods import Method
 
@@ -25,32 +26,17 @@ CHECKS: Mapping[str, Callable[[Subject], None]] = {
     **_checks_of(contract),
     **_checks_of(learning),
     **_checks_of(invariants),
+    **_checks_of(tagged),
+    **_checks_of(state),
 }
 """Every common check by name, in the order they run."""
-
-
-@dc.dataclass(frozen=True, slots=True)
-class CheckResult:
-    """How one check went.
-
-    Args:
-        name: the check.
-        ok: it passed, or failed as the method's tags say it must.
-        note: the failure's message, or the reason of an expected failure.
-        seconds: how long it took; a fit that checks share counts for the first of them.
-    """
-
-    name: str
-    ok: bool
-    note: str
-    seconds: float
 
 
 def check_method(
     kind: type[Method[Any]],
     *,
     only: Iterable[str] | None = None,
-    make_backbone: Callable[[], Backbone] = tiny_backbone,
+    make_backbone: Callable[[], Backbone] | None = None,
     on_result: Callable[[CheckResult], None] | None = None,
 ) -> list[CheckResult]:
     """Holds a method class to every common promise, offline, on a tiny random backbone.
@@ -58,7 +44,7 @@ def check_method(
     Args:
         kind: the class.
         only: names of the checks to run; all by default.
-        make_backbone: makes the backbone to check on.
+        make_backbone: makes the backbone to check on; by default a tiny one of the kind that ``tags.backbone`` needs.
         on_result: called after each check.
 
     Raises:
@@ -70,7 +56,7 @@ def check_method(
             raise UnknownNameError("check_method", "check", "a common check", name, did_you_mean(name, CHECKS))
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        subject = Subject(kind, Path(folder), make_backbone)
+        subject = Subject(kind, Path(folder), make_backbone or FITTING[kind.tags.backbone])
         for name in names:
             results.append(_run(name, dc.replace(subject, folder=Path(folder, name))))
             if on_result:
@@ -79,14 +65,14 @@ def check_method(
 
 
 def _run(name: str, subject: Subject) -> CheckResult:
-    start, failure = time.perf_counter(), ""
+    start, failure = time.perf_counter(), None
     try:
         CHECKS[name](subject)
     except Exception as error:  # a broken method may raise anything; the check's result tells it
-        failure = f"{type(error).__name__}: {error}"
+        failure = error
     seconds, reason = time.perf_counter() - start, subject.kind.tags.expected_failures.get(name)
-    if reason is None:
-        return CheckResult(name, not failure, failure, seconds)
-    if failure:
-        return CheckResult(name, True, f"fails as expected: {reason}", seconds)
-    return CheckResult(name, False, f"passes, though tags.expected_failures says: {reason}. Remove the entry.", seconds)
+    if failure is None:
+        note = f"passes, though tags.expected_failures says: {reason}. Remove the entry."
+        return CheckResult(name, reason is None, "" if reason is None else note, seconds)
+    note = f"{type(failure).__name__}: {failure}" if reason is None else f"fails as expected: {reason}"
+    return CheckResult(name, reason is not None, note, seconds, failure)

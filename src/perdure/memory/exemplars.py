@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from perdure.data import LabelledImages
 from perdure.data.images import KEY_BYTES, readable
 from perdure.errors import CheckpointError, ConfigError, UnknownNameError, did_you_mean
+from perdure.learned import learned
 from perdure.memory.shelf import Features
 
 Policy = Literal["herding", "random", "reservoir"]
@@ -54,6 +55,14 @@ class Exemplars(nn.Module):
         ConfigError: unless exactly one budget is given, at least 1.
         UnknownNameError: for an unknown policy.
     """
+
+    STATE: ClassVar = {
+        "files": learned("bytes", torch.uint8),
+        "ends": learned("exemplars", torch.long),
+        "keys": learned(f"exemplars, {KEY_BYTES}", torch.uint8),
+        "labels": learned("exemplars", torch.long, least=None),
+        "order": learned("exemplars", torch.long),
+    }
 
     files: Tensor
     ends: Tensor

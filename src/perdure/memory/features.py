@@ -18,7 +18,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +105,19 @@ class FeatureStore:
             kind = dc.replace(kind, compute=backbone.features_of_patches, patches=patches)
         return self._rows(kind, data, label)
 
+    def side_by_side(
+        self, backbones: Iterable[Backbone], data: LabelledImages, *, label: str = "features"
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Several backbones' features of the same images, some images at a time.
+
+        Args:
+            backbones: whose; at least one.
+            data: the images.
+            label: what to call this in progress reports.
+        """
+        stored = [self.features(backbone, data, label=label).batches() for backbone in backbones]
+        yield from zip(*stored, strict=True)
+
     def patches(self, backbone: Backbone, data: LabelledImages, *, label: str = "patches") -> Features:
         """The input of a frozen Vision Transformer's first block, row i for image i, its tokens side by side.
 
@@ -131,17 +144,20 @@ class FeatureStore:
 
         return self._rows(_Kind(shelf, backbone, n * d, compute), data, label)
 
-    def training_patches(
-        self, backbone: Backbone, data: LabelledImages, augments: bool
-    ) -> Callable[[np.ndarray], Tensor] | None:
-        """Rows of :meth:`patches` by position, if a training can take them.
+    def tokens(self, backbone: Backbone, data: LabelledImages) -> Callable[[np.ndarray], Tensor] | None:
+        """What gives (b, n, d) inputs of a Vision Transformer's first block, on its device, by images' positions.
 
         Args:
-            backbone: of which a part may be training, but not the patch embedding.
+            backbone: a frozen Vision Transformer.
             data: the images.
-            augments: whether views change from epoch to epoch.
+
+        Returns:
+            None where a patch embedding is not worth its place here: compute it then.
         """
-        return self.patches(backbone, data).__getitem__ if backbone.shares_stem and not augments else None
+        if not backbone.has_stem:
+            return None
+        rows = self.patches(backbone, data)
+        return lambda at: rows[at].view(-1, *backbone.tokens_shape).to(backbone.device)
 
     def _rows(self, kind: _Kind, data: LabelledImages, label: str) -> Features:
         with self._lock:

@@ -1,17 +1,18 @@
 """APER: adapt once, to the first task, then class means on frozen and adapted features side by side.
 
 Source: Zhou, Cai, Ye, Zhan & Liu, "Revisiting Class-Incremental Learning with Pre-Trained Models: Generalizability
-    and Adaptivity are All You Need", IJCV 2024 (arXiv 2303.07338; ADAM in its first version).
-Deviations: sums are float64 and add up, so a class that comes again gets the mean of all its images. Prompts start as
-    the original VPT draws them; APER's zeros (``prompt_init=zeros``, in the presets) make p equal tokens that stay
-    equal. Crops are cut from the eval view, not from a larger image. Where training views do not change
-    (``min_scale=1``, ``flip=false``) the output of a stem comes from the store. The BatchNorm variant for ResNets is
-    left out. The presets are the released settings of the variants whose name they bear, for CIFAR-100 (of
-    ``official_finetune`` those of its log, which the released file is not); the other rows of the paper are recipes.
-Use when: the first task is large and like the later ones; its classes decide what the backbone adapts to. Relations:
-    SimpleCIL is the same without adapted features; RanPAC puts a ridge head on them; EASE adapts to every task.
-Cost: ``epochs`` training passes over the first task's images, then two passes per image ever (one of them SimpleCIL's);
-    state is the adapted part (``finetune``: a whole backbone) and 16 d + 8 bytes per class.
+    and Adaptivity are All You Need", IJCV 2024, arXiv 2303.07338; first called ADAM.
+    The presets are its code's and LAMDA-PILOT's settings for CIFAR-100; the paper's other rows are recipes.
+Use when: the first task is large and like the later ones; its classes decide what the backbone adapts to.
+Deviations:
+- From the paper: sums add up in float64, so a class that comes again gets the mean of all its images.
+- From the released code: prompts start at random; its zeros (``adapt.prompt_init=zeros``) stay equal for ever.
+- From the released code: crops are cut from the eval view, not from a larger image.
+- From the released code: ``preset=official_finetune`` is what its log shows, which its settings file is not.
+- Left out: the variant for ResNets, which only re-estimates BatchNorm's statistics.
+Relations: SimpleCIL is the same without adapted features; RanPAC puts a ridge head on them; EASE adapts to every task.
+Cost: F is a frozen forward pass. First task's image: 2 F per epoch. Any image: 2 F once ever, one of them SimpleCIL's.
+    State: the adapted part and 16 d + 8 bytes per class. With ``adapt.variant=finetune`` 3 F, and a whole backbone.
 """
 
 from __future__ import annotations
@@ -22,29 +23,22 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float, Num
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from perdure.config import MethodConfig
+from perdure.config import MethodConfig, published
 from perdure.data import LabelledImages, Task
+from perdure.learned import learned, learned_module
 from perdure.methods.base import TRAINING, Method, Tags, methods
-from perdure.modules.gaussians import add_class_counts, add_class_sums
+from perdure.modules.gaussians import add_class_counts
 from perdure.modules.heads import cosine_scores
+from perdure.modules.prototypes import add_class_chunks
 from perdure.train.adapting import Adaptation, AdapterPart, FirstSession
-
-LOGGED = {"optimizer": {"weight_decay": 0.05}}
-ZEROS = {"variant": "vpt_deep", "prompt_init": "zeros"}
 
 
 class APERConfig(MethodConfig):
     """Settings of APER."""
 
-    presets: ClassVar = {
-        "official": {"adapt": {"variant": "adapter"}},
-        "official_finetune": {"adapt": {"variant": "finetune", "train": LOGGED}},
-        "official_vpt_deep": {"adapt": {**ZEROS, "train": {"epochs": 5, "lr": 0.05, "batch_size": 16}}},
-        "pilot_finetune": {"adapt": {"variant": "finetune", "train": {**LOGGED, "epochs": 6, "batch_size": 128}}},
-        "pilot_vpt_deep": {"adapt": ZEROS},
-    }
+    presets: ClassVar = published("aper")
 
     adapt: Adaptation = Field(AdapterPart(), discriminator="variant", description="what adapts to the first task")
 
@@ -64,12 +58,14 @@ class APER(Method[APERConfig]):
         learns={"adapt": {"train": {"epochs": 3, "augment": {"min_scale": 1.0, "flip": False}}}},
     )
 
+    tuned_: nn.Module = learned_module({}, "what adapts to the first task", rest="part")
+    counts_: Tensor = learned("classes", torch.long, "n_c: images of each class")
+    sums_: Tensor = learned("classes, 2 d", torch.float64, "s_c: sums of z = [f0; f1]")
+
     def setup(self) -> None:
-        """A part that has not adapted yet, and no class."""
+        """A part that has not adapted yet."""
         self.first = FirstSession(self.backbone, self.config.adapt, self._initial())
         self.tuned_ = self.first.part
-        self.counts_ = torch.zeros(0, dtype=torch.long)  # n_c, (classes,)
-        self.sums_ = torch.zeros(0, 2 * self.backbone.dim, dtype=torch.float64)  # s_c of z = [f0; f1], (classes, 2d)
 
     @property
     def prototypes(self) -> Float[Tensor, "classes two_d"]:
@@ -81,23 +77,18 @@ class APER(Method[APERConfig]):
         return super().learned_parameters() + self.sums_.numel()
 
     def _learn(self, task: Task, rng: torch.Generator) -> None:
-        columns, width, done = self.columns(task.train.labels), len(self.classes_), 0
+        columns, width = self.columns(task.train.labels), len(self.classes_)
         self.first.adapt(task, columns, self._generator(TRAINING), self.store)
-        for z in self._merged(task.train, "train features"):
-            here = columns[done : done + len(z)]
-            self.sums_ = add_class_sums(self.sums_, here, z, width)
-            self.counts_ = add_class_counts(self.counts_, here, width)
-            done += len(z)
+        self.sums_ = add_class_chunks(self.sums_, columns, self._merged(task.train, "train features"), width)
+        self.counts_ = add_class_counts(self.counts_, columns, width)
 
     def _merged(self, data: LabelledImages, label: str) -> Iterator[Float[Tensor, "b two_d"]]:
         """z = [f0; f1] of all images; both come from the store, the frozen half shared with every other method."""
-        frozen, adapted = (self.store.features(b, data, label=label) for b in (self.backbone, self.first.backbone))
-        for f0, f1 in zip(frozen.batches(), adapted.batches(), strict=True):
-            yield torch.cat([f0, f1], dim=1)
+        for both in self.store.side_by_side([self.backbone, self.first.backbone], data, label=label):
+            yield torch.cat(both, dim=1)
 
-    def scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
-        """As in :class:`Method`, with two backbone passes per image ever."""
-        self._require_fitted("scores_of")
+    def _scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
+        """Two backbone passes per image ever."""
         for z in self._merged(data, "test features"):
             yield cosine_scores(z, self.prototypes)
 

@@ -3,14 +3,13 @@
 An author writes ``_learn`` and ``_scores`` of a :class:`Method`, or ``_learn_features`` and ``_scores_from_features``
 of a :class:`FeatureMethod`, and nothing else. Two rules make interrupted work harmless: attributes that end in ``_``
 are learned and are the whole state; and a learned tensor is replaced, never changed in place, so that a task which
-fails half way is undone by putting the old references back.
+fails half way is undone by putting the old references back. What is learned is declared in the class body.
 """
 
 from __future__ import annotations
 
 import abc
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -18,21 +17,26 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
-from perdure.backbone import Backbone
+from perdure.backbone import Backbone, require_kind
 from perdure.config import MethodConfig
 from perdure.data import LabelledImages, Task
-from perdure.errors import CheckpointError, NotFittedError, ShapeError, StreamError
+from perdure.errors import NotFittedError, ShapeError, StreamError
+from perdure.learned import Sizes, Stateful, learned, learned_module
 from perdure.memory import Exemplars, Features, FeatureStore
+from perdure.modules.heads import GrowingLinear
 from perdure.registry import Registry
 from perdure.tags import Tags as Tags
+from perdure.train.batches import Batch, Queries
+from perdure.train.prompting import PromptTests
+from perdure.train.session import on_images
+from perdure.train.settings import ImageTraining
 from perdure.types import Event
 
 C = TypeVar("C", bound=MethodConfig)
 INITIAL, TRAINING = 2**32 - 1, 2**32 - 2  # random streams; those of tasks are their indices
-State = dict[str, Any]
 
 
-class Method(abc.ABC, Generic[C]):
+class Method(Stateful, abc.ABC, Generic[C]):
     """Learns one task at a time.
 
     Args:
@@ -40,23 +44,45 @@ class Method(abc.ABC, Generic[C]):
         config: the method's settings; its defaults if not given.
         seed: of everything random in the method.
         store: where frozen features are kept; the machine's default store if not given.
+
+    Raises:
+        BackboneError: for a backbone that is not of the kind that ``tags.backbone`` needs.
+        ConfigError: if :meth:`setup` leaves out a module or a constant that the class declares.
     """
 
     Config: ClassVar[type[MethodConfig]]
     tags: ClassVar[Tags] = Tags()
 
+    classes_: list[int] = learned("classes", int, "class ids by column, in order of arrival", least=None, distinct=True)
+    tasks_seen_: int = learned("", int, "tasks learned", tells="tasks")
+
     def __init__(
         self, backbone: Backbone, config: C | None = None, *, seed: int = 0, store: FeatureStore | None = None
     ) -> None:
+        require_kind(backbone, self.tags.backbone, type(self).__name__)
         self.backbone, self.seed = backbone, seed
         self.config: C = config if config is not None else self.Config()  # type: ignore[assignment]
         self.store = store if store is not None else FeatureStore()
-        self.classes_: list[int] = []  # column -> class id, in order of arrival
-        self.tasks_seen_: int = 0
+        self._empty()
         self.setup()
+        self._require_made()
+        for part in self._learned().values():
+            if isinstance(part, nn.Module):
+                part.to(backbone.device)
+
+    def sizes(self) -> Sizes:
+        """What names in the declared shapes stand for, beside classes, tasks and d. Asked before :meth:`setup`."""
+        return {}
+
+    def _known_sizes(self) -> Sizes:
+        return {"d": self.backbone.dim, **self.sizes()}
 
     def setup(self) -> None:
-        """Makes what is learned, empty, and all else that a task needs, from ``backbone``, ``config`` and ``seed``."""
+        """Makes the modules that are learned, and all else that a task needs, from ``backbone``, ``config``, ``seed``.
+
+        Declared tensors, lists and numbers are there already, with no class and no task in them. The modules come to
+        the backbone's device by themselves.
+        """
 
     @property
     def depends_on_test_batch(self) -> bool:
@@ -81,6 +107,7 @@ class Method(abc.ABC, Generic[C]):
             seen = set(self.classes_)
             self.classes_ = [*self.classes_, *(c for c in task.classes if c not in seen)]
             self._learn(task, self._generator(task.index))
+            self._lay_out()
             self.tasks_seen_ += 1
         except BaseException:
             self._restore(before)
@@ -111,10 +138,7 @@ class Method(abc.ABC, Generic[C]):
             NotFittedError: before the first task.
         """
         self._require_fitted("scores_of")
-        for done, images in data.batches(self.backbone.preprocess, self._test_batch):
-            self.store.progress(Event("testing", int(done[-1]) + 1, len(data)))
-            with torch.no_grad():
-                yield self._scores(images)
+        yield from self._scores_of(data)
 
     @property
     def _test_batch(self) -> int:
@@ -132,8 +156,13 @@ class Method(abc.ABC, Generic[C]):
         return ids[torch.cat([torch.zeros(0, dtype=torch.long), *(s.cpu().argmax(1) for s in chunks)])]
 
     def selection_of(self, data: LabelledImages) -> Float[Tensor, " slots"] | None:
-        """How often each prompt is chosen for ``data``, as shares of 1; None for a method that does not choose."""
-        return None
+        """How often each prompt is chosen for ``data``, as shares of 1; None for a method that does not choose.
+
+        Raises:
+            NotFittedError: before the first task.
+        """
+        self._require_fitted("selection_of")
+        return self._selection_of(data)
 
     def columns(self, labels: np.ndarray) -> Int[Tensor, " n"]:
         """The score column of each label.
@@ -155,45 +184,6 @@ class Method(abc.ABC, Generic[C]):
         modules = [m for v in self._learned().values() if isinstance(v, nn.Module) for m in v.modules()]
         return sum(len(m) for m in modules if isinstance(m, Exemplars))
 
-    def state_dict(self) -> State:
-        """Everything learned: tensors, module states, and plain values."""
-        return {k: v.state_dict() if isinstance(v, nn.Module) else v for k, v in self._learned().items()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> Self:
-        """Takes over a state written by :meth:`state_dict`; if it is refused, the method is as it was before.
-
-        Raises:
-            CheckpointError: if its entries are not this method's.
-        """
-        mine = self._learned()
-        if mine.keys() != state.keys():
-            hint = f"It was written by another method than {type(self).__name__}"
-            raise CheckpointError("load_state_dict", "entries", str(sorted(mine)), sorted(state), hint)
-        before, key = self._snapshot(), "entries"
-        try:
-            self._make_room(state)
-            for key, value in state.items():
-                self._take(key, value)
-        except BaseException as error:
-            self._restore(before)
-            if isinstance(error, CheckpointError) or not isinstance(error, Exception):
-                raise
-            got, hint = f"{error} ".splitlines()[0].rstrip(), "Load it with the backbone it was written with"
-            raise CheckpointError("load_state_dict", key, "of this backbone", got, hint) from error
-        return self
-
-    def _make_room(self, state: Mapping[str, Any]) -> None:
-        """Makes as many parts as ``state``, whose entries have this method's names, holds; may refuse it."""
-
-    def _take(self, key: str, value: Any) -> None:
-        mine = getattr(self, key)
-        if isinstance(mine, nn.Module):
-            mine.load_state_dict(value)
-            return
-        if mine is not None and (like := _kind(mine)) != (given := _kind(value)):
-            raise CheckpointError("load_state_dict", key, f"of the kind {like}", given, "Load what state_dict gave")
-        setattr(self, key, value)
-
     @abc.abstractmethod
     def _learn(self, task: Task, rng: torch.Generator) -> None:
         """Learns ``task``; ``classes_`` already holds its classes. All randomness comes from ``rng``."""
@@ -201,6 +191,17 @@ class Method(abc.ABC, Generic[C]):
     @abc.abstractmethod
     def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         """Scores of a batch, without changing anything."""
+
+    def _scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
+        """Scores of a data set; written anew by methods that keep something of every image."""
+        for done, images in data.batches(self.backbone.preprocess, self._test_batch):
+            self.store.progress(Event("testing", int(done[-1]) + 1, len(data)))
+            with torch.no_grad():
+                yield self._scores(images)
+
+    def _selection_of(self, data: LabelledImages) -> Float[Tensor, " slots"] | None:
+        """Written anew by methods that choose."""
+        return None
 
     def _generator(self, stream: int) -> torch.Generator:
         """A CPU generator for one purpose, independent of the global one and of the other purposes'."""
@@ -211,33 +212,10 @@ class Method(abc.ABC, Generic[C]):
         """For initial values, of one part or of several."""
         return self._generator(INITIAL - part)
 
-    def _learned(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k.endswith("_")}
-
     def _require_fitted(self, what: str) -> None:
         if not self.tasks_seen_:
             hint = "Call fit_task(task) first, or load a checkpoint"
             raise NotFittedError(f"{type(self).__name__}.{what}", "tasks seen", "at least 1", 0, hint)
-
-    def _snapshot(self) -> dict[str, Any]:
-        learned = self._learned()
-        states = {k: copy.deepcopy(v.state_dict()) for k, v in learned.items() if isinstance(v, nn.Module)}
-        return {**learned, "states": states}
-
-    def _restore(self, before: dict[str, Any]) -> None:
-        states = before.pop("states")
-        for key in self._learned().keys() - before.keys():
-            delattr(self, key)
-        for key, value in before.items():
-            setattr(self, key, value)
-            if key in states:
-                value.load_state_dict(states[key])
-
-
-def _kind(value: Any) -> str:
-    """Of a state's entry, as it comes back from a file."""
-    kinds = {Tensor: "tensor", Mapping: "mapping", (list, tuple): "list", str: "text", (int, float): "number"}
-    return next((name for kind, name in kinds.items() if isinstance(value, kind)), "nothing")  # type: ignore[arg-type]
 
 
 class FeatureMethod(Method[C]):
@@ -248,16 +226,19 @@ class FeatureMethod(Method[C]):
         """Whose features they are; after the first task it must not change."""
         return self.backbone
 
+    def _adapt(self, task: Task) -> None:
+        """Called before a task's features are taken; for methods whose embedder adapts to the first task."""
+
     def _learn(self, task: Task, rng: torch.Generator) -> None:
+        self._adapt(task)
         features = self.store.features(self.embedder, task.train, label="train features")
         self._learn_features(features, self.columns(task.train.labels), rng)
 
     def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         return self._scores_from_features(self.embedder.features(images).cpu())
 
-    def scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
-        """As in :class:`Method`, with one backbone pass per image ever."""
-        self._require_fitted("scores_of")
+    def _scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
+        """One backbone pass per image ever."""
         for batch in self.store.features(self.embedder, data, label="test features").batches():
             with torch.no_grad():
                 yield self._scores_from_features(batch)
@@ -269,6 +250,39 @@ class FeatureMethod(Method[C]):
     @abc.abstractmethod
     def _scores_from_features(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
         """Scores of a batch of features, without changing anything."""
+
+
+class PromptMethod(Method[C]):
+    """A method that lays prompts beside an image's tokens in a frozen backbone; ``setup`` makes its ``tests``."""
+
+    head_: Any = learned_module(GrowingLinear.STATE, "the classifier")
+    tests: PromptTests
+
+    @property
+    def depends_on_test_batch(self) -> bool:
+        """Whether, with these settings, test images pass together."""
+        return self.tests.together is not None
+
+    def _train(
+        self,
+        task: Task,
+        config: ImageTraining,
+        rng: torch.Generator,
+        loss: Callable[[Batch], Tensor],
+        learns: Iterable[Any],
+        queries: Queries | None = None,
+    ) -> None:
+        """Trains modules and parameters on a task's images; see :func:`perdure.train.session.on_images`."""
+        on_images(
+            self.backbone, task.train, self.columns(task.train.labels), config, rng, self.store, fast=learns,
+            stage="learning prompts", prompted=True, queries=queries,
+        ).run(loss)  # fmt: skip
+
+    def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        return self.tests.scores(images)
+
+    def _scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
+        return self.tests.scores_of(data)
 
 
 methods: Registry[type[Method[Any]]] = Registry("method", "perdure.methods", "perdure.methods")

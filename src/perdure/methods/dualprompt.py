@@ -1,25 +1,26 @@
 """DualPrompt: prefixes that all tasks share, and one set per task, picked by matching an image's frozen feature.
 
-Source: Wang et al., "DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning", ECCV 2022 (arXiv
-    2204.04799). Settings of the official JAX code (google-research/l2p) and of its PyTorch ports as presets.
-Deviations: an image picks its E-prompt alone, among the slots of tasks seen; the published code also searches slots
-    not yet trained, and lets a test batch vote, which tells it the task (``select_eval``). E's keys and values are what
-    they are called; every PyTorch port shuffles them over the batch (``kv_layout=scrambled``). A block in both sets
-    reads [G; E], as in JAX; the ports drop E. Pools grow, unseen classes are never predicted, the norm that clips is of
-    what learns alone, and crops keep half of an image (presets: 0.05, 0.08). No tensor is key and value at once; keys
-    serve all E blocks, unlike the CODA repository's variant. ``key_update=mean`` takes queries of the eval view.
-    Presets differ in more than the test protocol (``pilot_inr`` trains far less than the paper): do not compare them.
-Use when: a ViT is given, tasks have boundaries, and only a few small tensors may be learned and stored. With domains
-    for tasks, slots are per domain: set train_logits=seen. A test needs no task id.
+Source: Wang et al., "DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning", ECCV 2022,
+    arXiv 2204.04799. The authors' JAX code and its PyTorch ports are presets; they differ too much to be compared.
+Use when: a ViT is given, tasks have boundaries, and only a few small tensors may be learned and stored. A test needs no
+    task id. With domains for tasks, slots are per domain: set ``logits=seen``.
+Deviations:
+- From the released code: an image picks its E-prompt alone; the vote of a test batch tells it the task (``vote``).
+- From the released code: it picks among the slots of tasks seen, not among untrained ones too.
+- From the ports: E's keys serve as keys, its values as values; ``kv_layout=scrambled`` mixes them over the batch.
+- From the ports: a block in ``layers_g`` and ``layers_e`` reads both prefixes, as in JAX; the ports drop E.
+- From the JAX code: gradients are clipped by the norm of what learns (``train.clip_norm``), not of the backbone too.
+- From all code: random crops keep half of the image or more; ``train.augment.min_scale`` is 0.05 or 0.08 in presets.
+- Unseen classes are never predicted: pool and head grow. ``pool`` sets a limit, as published.
+- An extension: ``keys=mean`` sets a key to where its loss would take it, from queries of the eval view.
 Relations: L2P has one pool for all tasks and prompt tokens; CODA-Prompt mixes all prefixes with learned weights.
-Cost: per training image 1 F for the query (none with key_update=mean: one pass per image and task) and about 2 F for
-    the prompted pass, forward and backward; per test image and task one prompted pass of 1 F, queries once in all.
-    State: 2 D (g Lg + e M Le) + M D numbers for g and e blocks and M = tasks x top_k slots, and the head.
+Cost: F is a frozen forward pass. Training image: F (query; once with ``keys=mean``) + 2 F. Test image: F once +
+    F per task. State: 2 D (g Lg + e M Le) + M D numbers for g and e blocks and M slots, and the head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -27,52 +28,43 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from perdure.backbone import Backbone, Prompt
+from perdure.backbone import prefix
+from perdure.config import MethodConfig, published
 from perdure.data import LabelledImages, Task
-from perdure.errors import CheckpointError, ConfigError
-from perdure.memory import FeatureStore
-from perdure.methods.base import Tags, methods
-from perdure.methods.base_prompt import PromptBatch, PromptMethod
-from perdure.methods.base_prompt_config import SelectionConfig
-from perdure.modules.prefix import split_heads
-from perdure.modules.prompts import TaskBlocks, best_slots, cosine_match, unit, vote
+from perdure.learned import Sizes, learned, learned_constant, learned_module
+from perdure.methods.base import PromptMethod, Tags, methods
+from perdure.modules.heads import GrowingLinear, HeadInit, linear_scores
+from perdure.modules.losses import masked_cross_entropy
+from perdure.modules.prefix import by_layer
+from perdure.modules.prompts import INIT, Init, TaskBlocks, cosine_match, picked, uniform
+from perdure.train import prompting
+from perdure.train.batches import Batch
+from perdure.train.settings import ImageTraining
 
-Init = Literal["uniform_pm1", "uniform_0_001", "uniform_0_1"]
-GENERAL = 2**32 - 1  # the generator of G's initial values; tasks use their index
+TRAIN = prompting.TRAIN.but(lr=0.03, scale_lr=True, batch_size=24)
 MEANING = {"layers_g", "layers_e", "length_g", "length_e", "top_k", "kv_layout"}  # of the learned tensors
-RANGES = {"uniform_pm1": (-1.0, 1.0), "uniform_0_001": (0.0, 0.01), "uniform_0_1": (0.0, 1.0)}
-JAX = {"batch_size": 192, "min_scale": 0.05, "init": "uniform_0_001", "head_init": "zeros", "drop_last": "always"}
-PORT = {"select_eval": "batch_vote", "kv_layout": "scrambled", "min_scale": 0.05}
-PILOT = {**PORT, "lr": 0.001, "scale_lr": False, "clip_norm": None, "pull": 0.1, "eval_order": "class_sorted"}
+MIXED = prompting.Vote(batch_size=24)  # tested together where keys and values are mixed over the batch, without a vote
 
 
-class DualPromptConfig(SelectionConfig):
+class DualPromptConfig(MethodConfig):
     """Settings of DualPrompt."""
 
-    presets: ClassVar = {
-        "official_jax": {**JAX, "select_eval": "batch_vote"},
-        "official_jax_inr": {**JAX, "lr": 0.005, "epochs": 50, "length_e": 20},
-        "port": PORT,
-        "pilot": PILOT,
-        "pilot_inr": {**PILOT, "epochs": 10},
-        "mammoth": {**PORT, "batch_size": 128, "min_scale": 0.08, "eval_batch": 128},
-    }
+    presets: ClassVar = published("dualprompt")
 
-    lr: float = Field(0.03, gt=0, description="learning rate for 256 images per step")
-    scale_lr: bool = Field(True, description="multiply lr by batch_size / 256, the linear scaling rule")
-    batch_size: int = Field(24, ge=1, description="images per step")
+    train: ImageTraining = Field(TRAIN, description="of G, the task's slots and the head")
     layers_g: list[int] = Field([0, 1], description="blocks that read G, counted from 0; may be none")
     layers_e: list[int] = Field([2, 3, 4], min_length=1, description="blocks that read E, counted from 0")
     length_g: int = Field(5, ge=1, description="key rows, and as many value rows, of G per block (Lg)")
     length_e: int = Field(5, ge=1, description="key rows, and as many value rows, of an E slot per block (Le)")
     top_k: int = Field(1, ge=1, description="slots of a task, and slots an image picks in a test")
     pool: int | None = Field(None, ge=1, description="most slots there may be (M); null: top_k more with every task")
-    pull: float = Field(1.0, ge=0, description="weight of the keys' own loss (lambda)")
-    init: Init = Field("uniform_pm1", description="prefixes and keys from U(-1, 1), U(0, 0.01) or U(0, 1)")
+    init: Init = Field("uniform_pm1", description=f"prefixes and keys {INIT}")
     copy_prev: bool = Field(True, description="a task's E slots start as the previous task's ended; keys start anew")
-    key_update: Literal["sgd", "mean"] = Field("sgd", description="mean: a key is its task's mean query, its optimum")
+    head_init: HeadInit = Field("normal_0.02", description="initial weights of new classes")
+    logits: prompting.Logits = prompting.LOGITS
+    keys: prompting.Keys = Field(prompting.TrainedKeys(), discriminator="name", description="how keys are found")
+    vote: prompting.Vote | None = prompting.VOTE
     kv_layout: Literal["correct", "scrambled"] = Field("correct", description="scrambled: K, V mixed over the batch")
-    eval_batch: int = Field(24, ge=1, description="images per test batch, where a vote or kv_layout make it matter")
 
 
 @methods.register("dualprompt")
@@ -85,105 +77,74 @@ class DualPrompt(PromptMethod[DualPromptConfig]):
 
     Config = DualPromptConfig
     tags: ClassVar = Tags(
+        backbone="vit",
         prompted=True,
-        small={"layers_g": [0], "layers_e": [1, 2], "length_g": 2, "length_e": 2, "epochs": 1, "batch_size": 8},
-        learns={"epochs": 5, "lr": 0.3, "min_scale": 1.0, "flip": False},
-        expected_failures={
-            "check_remembers_every_task": "its loss never compares classes of two tasks; within a task it remembers"
+        small={
+            "layers_g": [0], "layers_e": [1, 2], "length_g": 2, "length_e": 2, "train": {"epochs": 1, "batch_size": 8},
         },
-    )
+        learns={"train": {"epochs": 5, "lr": 0.3, "augment": {"min_scale": 1.0, "flip": False}}},
+        expected_failures=prompting.HEADS_APART,
+    )  # fmt: skip
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: DualPromptConfig | None = None,
-        *,
-        seed: int = 0,
-        store: FeatureStore | None = None,
-    ) -> None:
-        super().__init__(backbone, config, seed=seed, store=store)
+    g_: nn.ParameterList = learned_module({"<g>": learned("2, Lg, d", torch.float32)}, "by block: keys, values")
+    e_: TaskBlocks = learned_module(TaskBlocks.state("k, e, 2, Le, d"), "slots of every task")
+    keys_: TaskBlocks = learned_module(TaskBlocks.state("k, d"), "one for each slot")
+    meaning_: dict[str, Any] = learned_constant("the settings that say what prefixes mean")
+
+    def sizes(self) -> Sizes:
+        """g, e: blocks that read G and E; Lg, Le: rows of their prefixes; k: slots of a task."""
         c = self.config
-        for name, blocks in (("layers_g", c.layers_g), ("layers_e", c.layers_e)):
-            if len(set(blocks)) < len(blocks) or not set(blocks) <= set(range(self.n_blocks)):
-                must_be = f"distinct and from 0 to {self.n_blocks - 1} ({backbone.name} has {self.n_blocks} blocks)"
-                raise ConfigError("DualPrompt", name, must_be, blocks, f"Set method.{name}")
-        rng = self._generator(GENERAL)
-        # of every G block (2, Lg, D); of every task (k, E blocks, 2, Le, D) and (k, D); index 0 of the 2 is for keys
-        self.g_ = nn.ParameterList(self._uniform((2, c.length_g, backbone.dim), rng) for _ in c.layers_g)
-        self.e_, self.keys_ = TaskBlocks().to(backbone.device), TaskBlocks().to(backbone.device)
+        return {"g": len(c.layers_g), "e": len(c.layers_e), "Lg": c.length_g, "Le": c.length_e, "k": c.top_k}
+
+    def setup(self) -> None:
+        """G at its initial values, and no slot yet."""
+        c, backbone, rng = self.config, self.backbone, self._initial()
+        prompting.require_blocks("DualPrompt", backbone, layers_g=c.layers_g, layers_e=c.layers_e)
+        self.head_, self.e_, self.keys_ = GrowingLinear(backbone.dim), TaskBlocks(), TaskBlocks()
+        self.g_ = nn.ParameterList(uniform(c.init, (2, c.length_g, backbone.dim), rng) for _ in c.layers_g)
         self.meaning_ = c.model_dump(include=MEANING)
+        together = c.vote or (MIXED if c.kv_layout == "scrambled" else None)
+        self.tests = prompting.PromptTests(backbone, self.store, self._test_logits, vote=together, seed=self.seed)
 
-    @property
-    def depends_on_test_batch(self) -> bool:
-        """Whether test images vote together, or their prefixes are shuffled among them."""
-        return super().depends_on_test_batch or self.config.kv_layout == "scrambled"
+    def _learn(self, task: Task, rng: torch.Generator) -> None:
+        c, columns = self.config, self.columns(task.train.labels)
+        self.head_.grow(len(self.classes_), rng, c.head_init)
+        self._add_slots(task, rng)
+        compared = prompting.columns_in_loss(columns, c.logits)
 
-    def _make_room(self, state: Mapping[str, Any]) -> None:
-        """Refuses what was learned with other blocks or another ``kv_layout``: prefixes mean something else there."""
-        if state["meaning_"] != self.meaning_:
-            hint = "Use the settings it was learned with"
-            raise CheckpointError("load_state_dict", "settings", str(self.meaning_), state["meaning_"], hint)
+        def loss(batch: Batch) -> Tensor:
+            embedded = batch.embedded(self.backbone)
+            logits = self.head_(self._prompted(embedded, self.e_.newest[None]).float())
+            pull = c.keys.loss(batch, embedded, self.backbone, self.keys_.newest)
+            return masked_cross_entropy(logits, batch.columns, compared) + pull
 
-    def _begin_task(self, task: Task, rng: torch.Generator) -> None:
-        c, dim = self.config, self.backbone.dim
-        needed = (self.tasks_seen_ + 1) * c.top_k
-        if c.pool is not None and needed > c.pool:
-            hint = f"Set method.pool={needed} or more, or null"
-            raise ConfigError("DualPrompt", "pool", f"at least {needed} for task {task.index}", c.pool, hint)
-        drawn = self._uniform((c.top_k, len(c.layers_e), 2, c.length_e, dim), rng)
+        learns = [self.head_, self.g_, *prompting.learning(self.e_, self.keys_)]
+        self._train(task, c.train, rng, loss, learns, c.keys.query_view)
+
+    def _add_slots(self, task: Task, rng: torch.Generator) -> None:
+        c, dim, device = self.config, self.backbone.dim, self.backbone.device
+        prompting.require_room("DualPrompt", c.pool, (self.tasks_seen_ + 1) * c.top_k, task)
+        drawn = uniform(c.init, (c.top_k, len(c.layers_e), 2, c.length_e, dim), rng).to(device)
         self.e_.add(self.e_.newest if c.copy_prev and len(self.e_) else drawn)
-        if c.key_update == "sgd":
-            self.keys_.add(self._uniform((c.top_k, dim), rng))
-
-    def _uniform(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-        return torch.empty(shape).uniform_(*RANGES[self.config.init], generator=rng).to(self.backbone.device)
-
-    def _takes_train_queries(self) -> bool:
-        return self.config.key_update == "sgd"
-
-    def _train_features(self, batch: PromptBatch) -> tuple[Float[Tensor, "b d"], Float[Tensor, ""]]:
-        features = self._prompted(batch.embedded, self.e_.newest[None])
-        if self.config.key_update == "mean":
-            return features, features.new_zeros(())
-        return features, -self.config.pull * cosine_match(batch.queries, self.keys_.newest).sum(1).mean()
-
-    def _end_task(self, task: Task) -> None:
-        if self.config.key_update == "mean":
-            queries = self.store.features(self.backbone, task.train, label="train queries")
-            total = torch.stack([unit(rows.double()).sum(0) for rows in queries.batches()]).sum(0)
-            self.keys_.add(unit(total).float().expand(self.config.top_k, -1).to(self.backbone.device))
-            self.keys_.freeze()
-
-    def _test_features(self, embedded: Float[Tensor, "b n d"], queries: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        return self._prompted(embedded, self.e_()[self._test_slots(queries)])
+        key = functools.partial(uniform, c.init, (c.top_k, dim), rng)
+        mean = functools.partial(self.tests.mean_query, task.train, normed=True)
+        self.keys_.add(c.keys.first(key, mean, c.top_k).to(device), learns=c.keys.learns)
 
     def _test_slots(self, queries: Float[Tensor, "b d"]) -> Int[Tensor, "b k"]:
-        match = cosine_match(queries, self.keys_())  # (b, M)
-        slots = best_slots(match, self.config.top_k)
-        return vote(slots, match.shape[1]) if self.config.select_eval == "batch_vote" else slots
+        return picked(cosine_match(queries, self.keys_()), self.config.top_k, "batch" if self.config.vote else None)
 
-    def _prompted(
-        self, embedded: Float[Tensor, "b n d"], slots: Float[Tensor, "_b k layers 2 m d"]
-    ) -> Float[Tensor, "b d"]:
+    def _test_logits(self, embedded: Float[Tensor, "b n d"], queries: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
+        return linear_scores(self._prompted(embedded, self.e_()[self._test_slots(queries)]), self.head_)
+
+    def _prompted(self, embedded: Float[Tensor, "b n d"], slots: Float[Tensor, "_b k e 2 m d"]) -> Float[Tensor, "b d"]:
         """The pooled feature with G and the rows of ``slots``, of every image or the same for all."""
-        b, c, vit, prompts = len(embedded), self.config, self.backbone.vit, {}
-        e = slots.expand(b, -1, -1, -1, -1, -1).permute(2, 3, 0, 1, 4, 5).flatten(3, 4)  # (layers, 2, b, k Le, D)
-        # the ports reshape where the axes of key/value and image should change places
-        e = e.reshape(len(e), b, 2, *e.shape[3:]) if c.kv_layout == "scrambled" else e.transpose(1, 2)
+        b, c = len(embedded), self.config
+        e = by_layer(slots.expand(b, -1, -1, -1, -1, -1), scrambled=c.kv_layout == "scrambled")
         rows = {layer: [g.expand(b, -1, -1, -1)] for layer, g in zip(c.layers_g, self.g_, strict=True)}
         for layer, own in zip(c.layers_e, e, strict=True):
             rows.setdefault(layer, []).append(own)
-        for layer, parts in rows.items():
-            keys, values = torch.cat(parts, dim=2).unbind(1)
-            heads = getattr(getattr(vit.blocks[layer], "attn", None), "num_heads", 1)  # the walk refuses strange blocks
-            prompts[layer] = Prompt(prefix=(split_heads(keys, heads), split_heads(values, heads)))
+        prompts = {i: prefix(self.backbone.vit, i, *torch.cat(parts, dim=2).unbind(1)) for i, parts in rows.items()}
         return self.backbone.pool(self.backbone.walk(embedded, prompts))
 
-    def selection_of(self, data: LabelledImages) -> Float[Tensor, " slots"]:
-        """The share of picks that each slot gets in a test; a task's slots stand together, in the order of tasks.
-
-        Raises:
-            NotFittedError: before the first task.
-        """
-        self._require_fitted("selection_of")
-        return self._shares(data, len(self.keys_()), self._test_slots)
+    def _selection_of(self, data: LabelledImages) -> Float[Tensor, " slots"]:
+        return self.tests.shares(data, len(self.keys_()), self._test_slots)

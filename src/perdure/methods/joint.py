@@ -1,12 +1,14 @@
 """Joint: a linear probe retrained after every task on the cached features of all images seen so far.
 
-Source: the rival every practitioner has (multinomial logistic regression on frozen features, as in Kornblith, Shlens &
-    Le, "Do Better ImageNet Models Transfer Better?", CVPR 2019, section 3); no continual-learning paper's method.
-Deviations: none; AdamW on standardised features in mini-batches stands for L-BFGS. Learning rate and epochs come from
-    the search in ``benchmarks/search_baselines.py``, on held-out training images.
-Use when: features of old images may be kept. Relations: the upper reference for methods on a frozen backbone; RanPAC
-    reaches about as much without keeping anything per image.
-Cost: one pass per image ever; keeps 4 d + 8 bytes per training image; ``epochs`` epochs of a linear head per task.
+Source: multinomial logistic regression on frozen features, as in Kornblith, Shlens & Le, "Do Better ImageNet Models
+    Transfer Better?", CVPR 2019, section 3. The rival every practitioner has; no continual-learning paper's method.
+Use when: features of old images may be kept.
+Deviations:
+- From the paper: AdamW on standardised features in mini-batches stands for L-BFGS.
+- Learning rate and epochs are of no paper: ``benchmarks/search_baselines.py`` found them on held-out training images.
+Relations: the upper reference on a frozen backbone; RanPAC reaches about as much and keeps nothing per image.
+Cost: F is a frozen forward pass. Any image: F once ever. ``train.epochs`` epochs of a linear head per task.
+    State: 4 d + 8 bytes per training image.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure.config import MethodConfig
+from perdure.learned import learned, learned_module
 from perdure.memory import Features
 from perdure.methods.base import FeatureMethod, Tags, methods
 from perdure.modules.heads import GrowingLinear, linear_scores
@@ -43,12 +46,14 @@ class Joint(FeatureMethod[JointConfig]):
     Config = JointConfig
     tags: ClassVar = Tags(keeps_data=True, learns={"train": {"lr": 0.03}})
 
+    features_: Tensor = learned("images, d", torch.float32, "of every image seen")
+    columns_: Tensor = learned("images", torch.long, "of every image seen", below="classes")
+    mean_: Tensor = learned("d", torch.float32, "mean of all features")
+    scale_: Tensor = learned("d", torch.float32, "their standard deviation")
+    head_: GrowingLinear = learned_module(GrowingLinear.STATE, "the head")
+
     def setup(self) -> None:
-        """Nothing kept, and no head."""
-        self.features_ = torch.zeros(0, self.backbone.dim)  # (n, d) of every image seen
-        self.columns_ = torch.zeros(0, dtype=torch.long)  # (n,)
-        self.mean_ = torch.zeros(self.backbone.dim)
-        self.scale_ = torch.ones(self.backbone.dim)
+        """No head."""
         self.head_ = GrowingLinear(self.backbone.dim)
 
     def _learn_features(self, features: Features, columns: Int[Tensor, " n"], rng: torch.Generator) -> None:

@@ -1,22 +1,21 @@
 """MOS: an adapter per task that stays near its predecessors, an aligned head, and adapters found by refining guesses.
 
 Source: Sun, Zhou, Zhao, Gan, Zhan & Ye, "MOS: Model Surgery for Pre-Trained Model-Based Class-Incremental Learning",
-    AAAI 2025 (arXiv 2412.09441).
-Deviations: the method as described, not as released; ``mos_release`` is the release, side effects included.
-    - One pull towards the earlier adapters' mean per step (``merge_every``); stored adapters never change.
-    - The head grows; rows of older classes are out of weight decay's reach while a task trains.
-    - Gaussians are sampled through factors of float64 scatters; a class that comes again gets one more.
-    - ``gaussian=centroids`` draws as many samples as without; clusters of one image give none, as released.
-Use when: tasks differ, and one or two adapters per image are affordable, not one per task. Relations: EASE adds up all
-    adapters; SLCA aligns heads in the same way, with a normalisation.
-Cost: ``epochs`` training passes per image, one more for its Gaussian, one in A_0's space; a test image passes A_0 and
-    the adapters its guesses visit. State: an adapter per task, a head, 16 d + 8 min(n_c, d) d bytes per class.
+    AAAI 2025, arXiv 2412.09441. The method as described; ``mos_release`` is it as released, side effects included.
+Use when: tasks differ, and one or two adapters per image are affordable, not one per task.
+Deviations:
+- From the released code: an adapter is pulled to its predecessors once per step (``merge_every``); tests pull nothing.
+- From the released code: the head grows, and rows of older classes do not decay while a task trains.
+- An extension: a class that comes again (a new domain) gets one more Gaussian.
+Relations: EASE adds up all adapters; SLCA aligns heads in the same way, with a normalisation.
+Cost: F is a frozen forward pass. Training image: 2 F per epoch + 2 F. Test image: F + F per adapter that it tries.
+    State: an adapter per task, a head, and 16 d + 8 min(n_c, d) d bytes per class of n_c images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,57 +23,35 @@ from jaxtyping import Float, Int, Num
 from pydantic import Field
 from torch import Tensor
 
-from perdure.config import MethodConfig
+from perdure.config import MethodConfig, published
 from perdure.data import LabelledImages, Task
+from perdure.learned import learned, learned_module
 from perdure.methods.base import Method, Tags, methods
-from perdure.modules.gaussians import Gaussians, add_class_counts, add_class_sums, clusters
-from perdure.modules.heads import GrowingLinear, cosine_scores, linear_scores
+from perdure.modules.gaussians import Gaussians, add_class_counts, add_class_sums
+from perdure.modules.heads import GrowingLinear, cosine_scores
 from perdure.modules.losses import own_index_loss
-from perdure.modules.merging import pull_
-from perdure.modules.retrieval import refined
-from perdure.train.adapting import TRAIN, AdapterPart, AdapterStack
+from perdure.modules.merging import mean_of, pull_
+from perdure.modules.retrieval import logits_found
+from perdure.train.adapting import TRAIN, AdapterPart, AdapterStack, Asked
 from perdure.train.alignment import Alignment, Samples, align
 from perdure.train.batches import Batch
 from perdure.train.session import on_images
-
-CENTROIDS = 10
-Features = Callable[[int, Tensor], Tensor]  # (task, positions) -> features under that task's adapter
-MOS_TRAIN = TRAIN.model_copy(update={"lr": 0.03})
-DECAY = {"weight_decay": 0.005}
-
-
-class MOSAlignment(Alignment):
-    """Settings of the alignment of MOS's head."""
-
-    epochs: int = Field(30, ge=1, description="with fresh samples each, and with as many steps as classes")
-    lr: float = Field(0.005, gt=0, description="peak learning rate, SGD, falling by epoch")
-    samples: int = Field(5, ge=1, description="per class and epoch, and per step, in units of a training batch")
-
-
-def released(**train: Any) -> dict[str, Any]:
-    """A published run: what differs in the training."""
-    return {"adapter": {"train": train}}
 
 
 class MOSConfig(MethodConfig):
     """Settings of MOS."""
 
-    presets: ClassVar = {
-        "official_cifar100": {},
-        "official_imagenet_r": released(epochs=10, lr=0.05, batch_size=16, optimizer=DECAY),
-        "official_cub": released(epochs=10, lr=0.01, batch_size=32),
-        "official_imagenet_a": released(epochs=10, lr=0.05, batch_size=32, optimizer=DECAY) | {"gaussian": "variance"},
-        "official_objectnet": released(epochs=10, lr=0.05, optimizer=DECAY),
-        "official_omnibenchmark": released(epochs=10, batch_size=16, lr=0.01),
-        "official_vtab": released(batch_size=32, optimizer=DECAY),
-    }
+    presets: ClassVar = published("mos")
 
-    adapter: AdapterPart = Field(AdapterPart(rank=16, train=MOS_TRAIN), description="of every task, and its training")
+    adapter: AdapterPart = Field(AdapterPart(rank=16, train=TRAIN.but(lr=0.03)), description="of every task")
     head_lr: float = Field(0.1, gt=0, description="the head's, in units of the adapter's")
     merge: float = Field(0.1, ge=0, lt=1, description="how far an adapter is pulled to its predecessors' mean (m)")
     merge_every: Literal["step", "epoch", "task_end"] = Field("step", description="when it is pulled")
     reg: float = Field(0.1, ge=0, description="weight of the loss that keeps features and old means apart")
-    align: MOSAlignment | None = Field(MOSAlignment(), description="of the head, after every task but the first")
+    align: Alignment | None = Field(
+        Alignment(epochs=30, lr=0.005, samples=5),
+        description="of the head, after every task but the first; samples, of a step too, in units of a training batch",
+    )
     gaussian: Literal["covariance", "variance", "centroids"] = Field(
         "covariance", description="of samples; centroids: ten means per class, and the variance (over n) around each"
     )
@@ -87,26 +64,28 @@ class MOS(Method[MOSConfig]):
 
     Config = MOSConfig
     tags: ClassVar = Tags(
-        adapts=True,
+        backbone="transformer", adapts=True,
         small={"adapter": {"rank": 2, "train": {"epochs": 1, "batch_size": 8}}, "align": {"epochs": 2}},
         learns={
             "adapter": {"train": {"epochs": 5, "augment": {"min_scale": 1.0, "flip": False}}},
-            "align": {"epochs": 20, "lr": 0.05},
-            "head_lr": 1.0,
+            "align": {"epochs": 20, "lr": 0.05}, "head_lr": 1.0,
         },
-    )
+    )  # fmt: skip
+
+    adapters_: AdapterStack = learned_module({}, "an adapter per task", rest="adapter", each="tasks")
+    head_: GrowingLinear = learned_module(GrowingLinear.STATE, "the head, for features under any adapter")
+    counts_: Tensor = learned("classes", torch.long, "images of each class")
+    sums_: Tensor = learned("classes, d", torch.float64, "sums of features in A_0's space")
+    slot_columns_: list[int] = learned("slots", int, "of each Gaussian; -1: unaligned", least=-1, below="classes")
+    gaussians_: Gaussians = learned_module(Gaussians.state("slots"), "under each class's adapter")
+    task_of_: list[int] = learned("classes", int, "task in which each class came first", below="tasks")
 
     def setup(self) -> None:
         """No adapter and no class yet."""
-        d = self.backbone.dim
         self.adapters_ = AdapterStack(self.backbone, self.config.adapter, self._initial, self._added)
-        self.head_ = GrowingLinear(d).to(self.backbone.device)
-        self.counts_ = torch.zeros(0, dtype=torch.long)
-        self.sums_ = torch.zeros(0, d, dtype=torch.float64)  # in A_0's space, (classes, d)
-        self._centroids = CENTROIDS if self.config.gaussian == "centroids" else 1  # per class
-        self.gaussians_ = Gaussians(d, ddof=int(self._centroids == 1))  # under each class's own adapter
-        self.slot_columns_: list[int] = []  # of each Gaussian; -1: the head is not aligned on it
-        self.task_of_: list[int] = []  # of each column: when the class came first
+        self.head_ = GrowingLinear(self.backbone.dim).to(self.backbone.device)
+        self._centroids = 10 if self.config.gaussian == "centroids" else 1  # per class
+        self.gaussians_ = Gaussians(self.backbone.dim, ddof=int(self._centroids == 1))
 
     def _added(self, task: int) -> None:
         """Called when a task's adapter is there, in learning and in loading."""
@@ -116,30 +95,25 @@ class MOS(Method[MOSConfig]):
         self.task_of_ = [*self.task_of_, *[task.index] * (width - len(self.task_of_))]
         self.adapters_.add(go_on=True)
         self.head_.grow(width, rng, "normal_0.02")
-        self._train_adapter(task, columns, rng)
+        with self.head_.apart(columns) as (head, own):  # a softmax over the task's classes alone
+            self._train_adapter(task, own, head, rng)
         self._add_statistics(task, columns)
         if task.index and c.align:
             n, decay = c.align.samples * c.adapter.train.batch_size, c.adapter.train.optimizer.weight_decay
-            samples = Samples(
-                self.gaussians_, self.slot_columns_, -(-n // self._centroids), n, width, c.align.ridge,
-                diagonal=c.gaussian != "covariance",
-            )  # fmt: skip
-            align(self.head_, samples, c.align, rng, weight_decay=decay, progress=self.store.progress)
+            each, diagonal = -(-n // self._centroids), c.gaussian != "covariance"
+            samples = Samples(self.gaussians_, self.slot_columns_, c.align, each, n, diagonal=diagonal)
+            align(self.head_, samples, rng, weight_decay=decay, progress=self.store.progress)
 
-    def _train_adapter(self, task: Task, columns: Int[Tensor, " n"], rng: torch.Generator) -> None:
+    def _train_adapter(self, task: Task, own: Int[Tensor, " n"], head: GrowingLinear, rng: torch.Generator) -> None:
         c, view, adapter, device = self.config, self.adapters_.views[-1], self.adapters_[-1], self.backbone.device
-        current, own = torch.unique(columns, return_inverse=True)
-        head = self.head_.rows(current)  # a softmax over the task's classes alone
         old, means = self.gaussians_.means.float().to(device), self._mean_adapter()
 
         def loss(batch: Batch) -> Tensor:
             features = batch.features(view)
-            apart = own_index_loss(torch.cat([old, features]))
-            return F.cross_entropy(head(features), batch.columns) + c.reg * apart
+            return F.cross_entropy(head(features), batch.columns) + c.reg * own_index_loss(torch.cat([old, features]))
 
         def merge() -> None:
-            every = {"step": 1, "epoch": session.per_epoch, "task_end": session.n_steps}[c.merge_every]
-            if means and c.merge and session.step % every == 0:
+            if means and c.merge and session.ends(c.merge_every):
                 pull_(list(adapter.parameters()), means, c.merge)
 
         session = on_images(
@@ -147,54 +121,30 @@ class MOS(Method[MOSConfig]):
             fast=[adapter], slow=head.parameters(), slow_factor=c.head_lr,
         )  # fmt: skip
         session.run(loss, after_step=merge)
-        self.head_.put(current, head)
-        self.head_.requires_grad_(False)
 
     def _mean_adapter(self) -> list[Tensor]:
-        """The mean of all earlier tasks' adapters; nothing in the first task."""
-        earlier = [[p.data.double() for p in adapter.parameters()] for adapter in self.adapters_.parts[:-1]]
-        return [torch.stack(same).mean(0).float() for same in zip(*earlier, strict=True)]
+        return mean_of(self.adapters_.parts[:-1])  # of earlier tasks; nothing in the first
 
     def _add_statistics(self, task: Task, columns: Int[Tensor, " n"]) -> None:
         rows, width = self._embedded(task.index, task.train), len(self.classes_)
-        for column in columns.unique().tolist():
-            parts = clusters(rows[columns == column], self._centroids, self.seed)
-            for part in parts:
-                self.gaussians_.grow(len(self.gaussians_) + 1)
-                self.gaussians_.add(len(self.gaussians_) - 1, part)
-                alone = len(part) == 1 < max(map(len, parts))
-                self.slot_columns_ = [*self.slot_columns_, -1 if alone else column]
+        added = self.gaussians_.append_classes(rows, columns, self._centroids, self.seed)
+        self.slot_columns_ = [*self.slot_columns_, *added]
         self.sums_ = add_class_sums(self.sums_, columns, self._embedded(0, task.train), width)
         self.counts_ = add_class_counts(self.counts_, columns, width)
 
     def _embedded(self, task: int, data: LabelledImages) -> Float[Tensor, "n d"]:
-        """Training images under a task's adapter."""
         return self.store.features(self.adapters_.views[task], data, label="train features")[:]
 
-    def scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
-        """As in :class:`Method`; an image passes the adapters that its guesses visit, each of them once ever."""
-        self._require_fitted("scores_of")
-
-        def features(task: int, positions: Tensor) -> Tensor:
-            return self.store.features(
-                self.adapters_.views[task], data.subset(positions.numpy()), label="test features"
-            )[:]
-
+    def _scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
+        """An image passes the adapters that its guesses visit, each of them once ever."""
         if len(data):
-            yield self._ensemble(features, len(data))
+            yield self._ensemble(self.adapters_.stored(data, self.store, "test features"), len(data))
 
     def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        return self._ensemble(
-            lambda task, positions: self.adapters_.views[task].features(images[positions]).cpu(), len(images)
-        )
+        return self._ensemble(self.adapters_.of(images), len(images))
 
-    def _ensemble(self, features: Features, n: int) -> Float[Tensor, "b classes"]:
-        first = features(0, torch.arange(n))
-        q, tasks = cosine_scores(first, self.sums_ / self.counts_[:, None]), torch.tensor(self.task_of_)
-
-        def logits(task: int, positions: Tensor) -> Tensor:
-            f = first[positions] if task == 0 else features(task, positions)
-            return linear_scores(f.to(self.backbone.device), self.head_).cpu()
-
-        found = refined(logits, tasks, tasks[q.argmax(1)]).softmax(1)
+    def _ensemble(self, features: Asked, n: int) -> Float[Tensor, "b classes"]:
+        first, tasks = features(0, torch.arange(n)), torch.tensor(self.task_of_)
+        q = cosine_scores(first, self.sums_ / self.counts_[:, None])
+        found = logits_found(features, first, self.head_, tasks, tasks[q.argmax(1)]).softmax(1)
         return found + (self.tasks_seen_ * q).softmax(1) if self.config.ensemble else found

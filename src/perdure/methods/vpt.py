@@ -1,88 +1,61 @@
 """VPT: learned prompt tokens beside the image's own tokens, the same for every image, and a head on a frozen ViT.
 
-Source: Jia et al., "Visual Prompt Tuning", ECCV 2022 (arXiv 2203.12119): *shallow* prompts enter before the first
-    block and travel on, *deep* ones are new in every block. ``mode=first_task`` is APER with VPT (Zhou et al.,
-    "Revisiting Class-Incremental Learning with Pre-Trained Models", IJCV 2024); its code's settings and LAMDA-PILOT's
-    are presets (both agree on shallow prompts). ``mode=sequential``, one prompt set for all tasks, is the plain
-    baseline; no recipe of it is published, and its settings are those that compare with CODA-Prompt.
-Deviations: VPT's own settings were searched per data set, with warm-up, so there is no preset of them. The head starts
-    small and with biases 0: the official N(0, 2/C) weights (``head_init=kaiming_fan_out``) are noise that Adam's small
-    steps do not get rid of, and the bias of -log 99 acts on unseen classes only. Presets keep the published zero
-    prompts, though their rows stay equal for ever; the published [0, 1] images are the backbone's preset ``lamda``.
-    Published shallow settings for ImageNet-R contradict themselves and are left out, as are projected prompts and
-    prompt dropout (off by default) and ``per_task`` prompts, which need the task at test time. Class means add up, so
-    a class that comes again gets the mean of all its images.
-Use when: a baseline is wanted between a linear probe and the prompt pools; ``first_task`` where nothing may be
+Source: Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv 2203.12119. ``mode=first_task`` is APER with VPT (Zhou et
+    al., IJCV 2024, arXiv 2303.07338), and the settings of its code and of LAMDA-PILOT are presets.
+Use when: a baseline is wanted between a linear probe and the prompt pools; ``mode=first_task`` where nothing may be
     forgotten and the first task is large.
-Relations: L2P and CODA-Prompt choose prompts by image. SimpleCIL is ``first_task`` without the prompted half.
-Cost: per training image and epoch about 2.1 F, forward and backward. ``sequential``: one prompted pass per test image
-    and task. ``first_task``: an image of a later task costs one frozen and one prompted pass; a test image one frozen
-    pass ever and one prompted pass per evaluation (it is not kept, though it is the same each time). State: p D
-    numbers, L p D if deep, and the head, or 2 D + 1 numbers per class.
+Deviations:
+- From the paper: one prompt set learns all tasks in turn, with settings that compare with CODA-Prompt's.
+- From the released code: new head rows are small, biases 0; its weights are ``head_init=kaiming_fan_out``.
+- From APER's code: prompts start at random; its zeros (``init=zeros``, in the presets) stay equal for ever.
+- From APER's code: class means add up, so a class that comes again gets the mean of all its images.
+Relations: L2P and CODA-Prompt choose prompts by image. SimpleCIL is ``mode=first_task`` without the prompted half.
+Cost: F is a frozen forward pass. Training image: 2.1 F per epoch. Test image: F per task; ``first_task``: F once more,
+    and 2 F once for a later task's images. State: p D numbers, L p D if deep, and the head, or 2 D + 1 per class.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from perdure.backbone import Backbone, Prompt
+from perdure.backbone import Prompt
+from perdure.config import MethodConfig, published
 from perdure.data import Task
 from perdure.errors import ConfigError
-from perdure.memory import FeatureStore
-from perdure.methods.base import Tags, methods
-from perdure.methods.base_prompt import PromptBatch, PromptMethod
-from perdure.methods.base_prompt_config import PromptConfig
-from perdure.modules.cosine_head import CosineHead
-from perdure.modules.gaussians import add_class_counts, add_class_sums
-from perdure.modules.heads import GrowingLinear, cosine_scores
-from perdure.train.loop import ScheduleName
-from perdure.types import Event
+from perdure.learned import Sizes, learned, learned_module
+from perdure.methods.base import PromptMethod, Tags, methods
+from perdure.modules.cosine_head import EITHER, CosineHead, head_scores, new_head
+from perdure.modules.gaussians import add_class_counts
+from perdure.modules.heads import GrowingLinear, HeadInit, cosine_scores
+from perdure.modules.losses import masked_cross_entropy
+from perdure.modules.prompts import vpt_prompts
+from perdure.modules.prototypes import add_class_chunks
+from perdure.train import prompting
+from perdure.train.batches import Batch
+from perdure.train.settings import ImageTraining
 
-PROMPTS = 2**32 - 1  # the generator of the prompts' initial values; tasks use their index
-APER: dict[str, Any] = {
-    "mode": "first_task", "length": 5, "init": "zeros", "head": "cosine", "head_init": "torch_linear",
-    "optimizer": "sgd", "weight_decay": 5e-4, "schedule": "epoch_cosine", "min_scale": 0.05,
-}  # fmt: skip
+Mode = Literal["sequential", "sequential_seen", "first_task"]
+TRAIN = prompting.TRAIN.but(epochs=20, batch_size=128, schedule="cosine", clip_norm=None)
 
 
-class VPTConfig(PromptConfig):
+class VPTConfig(MethodConfig):
     """Settings of VPT."""
 
-    presets: ClassVar = {
-        "pilot_deep": {**APER, "lr": 0.01, "batch_size": 48},
-        "pilot_shallow": {**APER, "lr": 0.01, "batch_size": 48, "variant": "shallow"},
-        "pilot_deep_imagenet_r": {**APER, "lr": 0.05, "batch_size": 24, "length": 30},
-        "revisitingcil_deep": {**APER, "lr": 0.05, "batch_size": 16, "epochs": 5},
-    }
+    presets: ClassVar = published("vpt")
 
-    lr: float = Field(1e-3, gt=0, description="learning rate; published ones are for SGD and too high for Adam")
-    epochs: int = Field(20, ge=1, description="passes over each task that is trained on")
-    batch_size: int = Field(128, ge=1, description="images per step")
-    schedule: ScheduleName = Field("cosine", description="of the learning rate")
-    clip_norm: float | None = Field(None, gt=0, description="largest norm of all gradients together; null: no clipping")
-    variant: Literal["deep", "shallow"] = Field(
-        "deep", description="new prompts in every block, or prompts before the first that travel on"
-    )
+    train: ImageTraining = Field(TRAIN, description="of prompts and head; published rates are for SGD, not for Adam")
+    mode: Mode = Field("sequential", description="learn every task (of all classes seen), or one and add class means")
+    variant: Literal["deep", "shallow"] = Field("deep", description="prompts in every block, or in the first to stay")
     length: int = Field(10, ge=1, description="prompt tokens (p), per block if deep")
-    init: Literal["uniform", "zeros"] = Field(
-        "uniform", description="U(-v, v), v² = 6 / (3 s² + D) for patches of s pixels; zeros: p equal tokens for ever"
-    )
-    mode: Literal["sequential", "first_task"] = Field(
-        "sequential", description="train on every task; or on the first, then only add class means"
-    )
-    head: Literal["linear", "cosine"] = Field(
-        "linear", description="logits W f + b, or sigma cos(w, f) with a learned sigma"
-    )
-    pool: Literal["backbone", "cls", "prompt", "patch+prompt"] = Field(
-        "backbone", description="the feature: the model's own, its class token, or the mean of these tokens"
-    )
+    init: Literal["uniform", "zeros"] = Field("uniform", description="as VPT's; zeros: p equal tokens for ever")
+    head: Literal["linear", "cosine"] = Field("linear", description="W f + b, or sigma cos(w, f) with a learned sigma")
+    head_init: HeadInit = Field("normal_0.02", description="initial weights of new classes")
+    pool: Literal["backbone", "cls", "prompt", "patch+prompt"] = Field("backbone", description="tokens it pools for f")
 
 
 @methods.register("vpt")
@@ -95,40 +68,37 @@ class VPT(PromptMethod[VPTConfig]):
 
     Config = VPTConfig
     tags: ClassVar = Tags(
+        backbone="vit",
         prompted=True,
-        small={"length": 2, "epochs": 1, "batch_size": 8},
-        learns={"epochs": 12, "lr": 0.01, "min_scale": 1.0, "flip": False},
+        small={"length": 2, "train": {"epochs": 1, "batch_size": 8}},
+        learns={"train": {"epochs": 12, "lr": 0.01, "augment": {"min_scale": 1.0, "flip": False}}},
         expected_failures={"check_remembers_every_task": "every task moves the same prompts, and nothing holds them"},
     )
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: VPTConfig | None = None,
-        *,
-        seed: int = 0,
-        store: FeatureStore | None = None,
-    ) -> None:
-        super().__init__(backbone, config, seed=seed, store=store)
-        c, vit, device = self.config, backbone.vit, backbone.device
+    prompts_: nn.ParameterList = learned_module({"<blocks>": learned("p, d", torch.float32)}, "P_l, by block")
+    head_: CosineHead | GrowingLinear = learned_module(EITHER, "W, and b or sigma; empty for first_task")
+    counts_: Tensor = learned("means classes", torch.long, "n_c: images of each class")
+    sums_: Tensor = learned("means classes, 2 d", torch.float64, "s_c: of [frozen; prompted] features")
+
+    def sizes(self) -> Sizes:
+        """blocks: that get prompts; p: tokens of each; heads: 1, or 0 for first_task, for which means is 1."""
+        c, means = self.config, int(self.by_means)
+        n_blocks = len(self.backbone.vit.blocks) if c.variant == "deep" else 1
+        return {"blocks": n_blocks, "p": c.length, "heads": 1 - means, "means": means}
+
+    def setup(self) -> None:
+        """Prompts at their initial values, an empty head, and no class mean."""
+        c, vit, backbone = self.config, self.backbone.vit, self.backbone
         if c.pool == "cls" and vit.cls_token is None:
-            got = f"{backbone.name}, which has none"
-            raise ConfigError("VPT", "backbone", "one with a class token for pool=cls", got, "Use pool=backbone")
-        if c.init == "zeros" and c.length > 1:
-            what = f"VPT: init=zeros keeps the {c.length} tokens of a block equal for ever, so that they act as one"
-            warnings.warn(f"{what}. Use init=uniform, unless published numbers are to be repeated.", stacklevel=2)
-        pixels = math.prod(vit.patch_embed.feat_ratio(as_scalar=False))  # s²; a hybrid stem's reduction included
-        v = (6 / (3 * pixels + backbone.dim)) ** 0.5 if c.init == "uniform" else 0.0
-        tokens = torch.zeros(self.n_blocks if c.variant == "deep" else 1, c.length, backbone.dim)
-        tokens.uniform_(-v, v, generator=self._generator(PROMPTS))
-        self.prompts_ = nn.ParameterList(p.clone().to(device) for p in tokens)  # P_l: (p, D) each
-        self._new_head()
-        self.counts_ = torch.zeros(0, dtype=torch.long)  # n_c, (classes,); of first_task, as are the sums
-        self.sums_ = torch.zeros(0, 2 * backbone.dim, dtype=torch.float64)  # of [frozen; prompted] features
+            raise ConfigError("VPT", "backbone", "one with a class token", backbone.name, "Use method.pool=backbone")
+        patch = vit.patch_embed.feat_ratio(as_scalar=False) if c.init == "uniform" else ()  # of a hybrid stem too
+        self.prompts_ = vpt_prompts(self.sizes()["blocks"], c.length, backbone.dim, patch, self._initial())
+        self.head_ = new_head(c.head, backbone.dim)
+        self.tests = prompting.PromptTests(backbone, self.store, self._test_logits, queries=self.by_means)
 
     @property
-    def uses_queries(self) -> bool:  # type: ignore[override]
-        """Whether frozen features are needed: they are half of what ``first_task`` decides by."""
+    def by_means(self) -> bool:
+        """Whether class means decide."""
         return self.config.mode == "first_task"
 
     @property
@@ -140,59 +110,41 @@ class VPT(PromptMethod[VPTConfig]):
         """Prompts and head; or prompts and the prototypes' values."""
         return super().learned_parameters() + self.sums_.numel()
 
-    def _takes_train_queries(self) -> bool:
-        return False
-
     def _learn(self, task: Task, rng: torch.Generator) -> None:
-        if self.config.mode == "sequential" or not self.tasks_seen_:
-            super()._learn(task, rng)
-        if self.config.mode == "first_task":
-            self.prompts_.requires_grad_(False)
-            self._new_head()  # class means take its place
-            self._add_means(task)
+        if not (self.by_means and self.tasks_seen_):
+            self._tune(task, rng)
+        if self.by_means:  # the features of the task's eval views are added: class means take the head's place
+            self.head_ = new_head(self.config.head, self.backbone.dim).to(self.backbone.device)
+            columns, width = self.columns(task.train.labels), len(self.classes_)
+            features = prompting.PromptTests(self.backbone, self.store, self._both).scores_of(task.train)
+            self.sums_ = add_class_chunks(self.sums_, columns, features, width)
+            self.counts_ = add_class_counts(self.counts_, columns, width)
 
-    def _begin_task(self, task: Task, rng: torch.Generator) -> None:
-        self.prompts_.requires_grad_(True)  # a first task that failed may have frozen them
+    def _tune(self, task: Task, rng: torch.Generator) -> None:
+        c, columns = self.config, self.columns(task.train.labels)
+        self.head_.grow(len(self.classes_), rng, c.head_init)
+        compared = prompting.columns_in_loss(columns, "current" if c.mode == "sequential" else "seen")
 
-    def _train_features(self, batch: PromptBatch) -> tuple[Float[Tensor, "b d"], Float[Tensor, ""]]:
-        return self._prompted(batch.embedded), torch.zeros((), device=batch.embedded.device)
+        def loss(batch: Batch) -> Tensor:
+            logits = self.head_(self._prompted(batch.embedded(self.backbone)).float())
+            return masked_cross_entropy(logits, batch.columns, compared)
 
-    def _test_features(self, embedded: Float[Tensor, "b n d"], queries: Tensor) -> Float[Tensor, "b d_or_two_d"]:
-        prompted = self._prompted(embedded)
-        return torch.cat([queries, prompted], dim=1) if self.uses_queries else prompted
-
-    def _test_logits(self, embedded: Tensor, queries: Tensor) -> Float[Tensor, "b classes"]:
-        if self.uses_queries:
-            return cosine_scores(self._test_features(embedded, queries).cpu(), self.prototypes)
-        if isinstance(self.head_, CosineHead):
-            return self.head_.sigma * cosine_scores(self._test_features(embedded, queries), self.head_.weight)
-        return super()._test_logits(embedded, queries)
+        self._train(task, c.train, rng, loss, [self.head_, self.prompts_])
 
     def _prompted(self, embedded: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-        """The feature f of the prompted pass."""
-        out, pool = self.backbone.walk(embedded, self._prompts()), self.config.pool
+        """The feature f of the prompted pass; prompts stay behind the last block that gets new ones, to be read."""
+        pool, last = self.config.pool, len(self.prompts_) - 1
+        prompts = {i: Prompt(p[None], stays=i == last) for i, p in enumerate(self.prompts_)}
+        out = self.backbone.walk(embedded, prompts)
         if pool == "backbone":
             return self.backbone.pool(out)
         means = out.prompts if pool == "prompt" else out.all[:, out.n_prefix :]
         return self.backbone.vit.fc_norm(out.cls.float() if pool == "cls" else means.float().mean(1))
 
-    def _prompts(self) -> dict[int, Prompt]:
-        """What each block gets; the last block's prompts stay, for their outputs may be read."""
-        last = len(self.prompts_) - 1  # of a shallow prompt, the first block is the last
-        return {i: Prompt(p[None], stays=i == last) for i, p in enumerate(self.prompts_)}
+    def _both(self, embedded: Float[Tensor, "b n d"], frozen: Float[Tensor, "b d"]) -> Float[Tensor, "b two_d"]:
+        return torch.cat([frozen, self._prompted(embedded)], dim=1)
 
-    def _add_means(self, task: Task) -> None:
-        """Adds the features of the task's eval views to their classes: one prompted pass per image."""
-        frozen = self.store.features(self.backbone, task.train, label="train features")
-        columns, width = self.columns(task.train.labels), len(self.classes_)
-        for rows, embedded in self._embedded(task.train, self.backbone.batch_size):
-            with torch.no_grad():
-                known = frozen[rows].to(embedded.device)
-                features = self.backbone.in_batches(self._test_features, embedded, known).cpu()
-            self.sums_ = add_class_sums(self.sums_, columns[rows], features, width)
-            self.counts_ = add_class_counts(self.counts_, columns[rows], width)
-            self.store.progress(Event("class means", int(rows[-1]) + 1, len(task.train)))
-
-    def _new_head(self) -> None:
-        head: Any = CosineHead if self.config.head == "cosine" else GrowingLinear
-        self.head_ = head(self.backbone.dim).to(self.backbone.device)
+    def _test_logits(self, embedded: Float[Tensor, "b n d"], frozen: Tensor) -> Float[Tensor, "b classes"]:
+        if self.by_means:
+            return cosine_scores(self._both(embedded, frozen).cpu(), self.prototypes)
+        return head_scores(self._prompted(embedded), self.head_)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -43,3 +46,26 @@ class Adapter(nn.Module):
     def extra_repr(self) -> str:
         """What the values do not say."""
         return f"scale={self.scale}"
+
+
+def adapters_in(part: nn.Module) -> list[Adapter]:
+    """All adapters in a module, e.g. those of a task, one per block, in their order."""
+    return [m for m in part.modules() if isinstance(m, Adapter)]
+
+
+@contextlib.contextmanager
+def dropping(adapters: Iterable[Adapter], rng: torch.Generator | None) -> Iterator[None]:
+    """As long as this lasts, adapters drop a share of their bottlenecks.
+
+    Args:
+        adapters: which.
+        rng: where what is dropped comes from, on their device; None: nothing is dropped.
+    """
+    adapters = list(adapters)
+    for adapter in adapters:
+        adapter.dropout_rng = rng
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.dropout_rng = None

@@ -17,6 +17,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from perdure.errors import DataError
+from perdure.learned import Entry, learned
 
 
 def add_class_sums(
@@ -59,6 +60,19 @@ class Gaussians(nn.Module):
         self.register_buffer("means", torch.zeros(0, dim, dtype=torch.float64))  # m_c, (classes, d)
         self.factors: list[Tensor] = []  # R_c, (min(n_c, d), d)
 
+    @staticmethod
+    def state(each: str) -> dict[str, Entry]:
+        """What its state is declared to be.
+
+        Args:
+            each: the size that says how many Gaussians there are.
+        """
+        return {
+            "counts": learned(each, torch.long),
+            "means": learned(f"{each}, d", torch.float64),
+            f"_extra_state.<{each}>": learned("<=d, d", torch.float64, "factors of the scatters"),
+        }
+
     def __len__(self) -> int:
         return len(self.counts)
 
@@ -72,6 +86,37 @@ class Gaussians(nn.Module):
         self.counts = F.pad(self.counts, (0, more))
         self.means = F.pad(self.means, (0, 0, 0, more))
         self.factors = [*self.factors, *(self.means.new_zeros(0, self.means.shape[1]) for _ in range(more))]
+
+    def append(self, rows: Float[Tensor, "n d"]) -> None:
+        """Adds a class with its images.
+
+        Args:
+            rows: their features.
+        """
+        self.grow(len(self) + 1)
+        self.add(len(self) - 1, rows)
+
+    def append_classes(
+        self, rows: Float[Tensor, "n d"], columns: Int[Tensor, " n"], n_clusters: int = 1, seed: int = 0
+    ) -> list[int]:
+        """Adds every class that is there, in ascending order, as one Gaussian or as one per cluster.
+
+        Args:
+            rows: features of several classes' images.
+            columns: of their classes.
+            n_clusters: Gaussians per class; see :func:`clusters`.
+            seed: of the clusters.
+
+        Returns:
+            The column of each; -1 for a cluster of one image beside larger ones: it has no variance.
+        """
+        added = []
+        for column in columns.unique().tolist():
+            parts = clusters(rows[columns == column], n_clusters, seed)
+            for part in parts:
+                self.append(part)
+                added.append(-1 if len(part) == 1 < max(map(len, parts)) else column)
+        return added
 
     def add(self, column: int, rows: Float[Tensor, "n d"], *, halve: bool = False) -> None:
         """Adds images of one class.
@@ -170,7 +215,9 @@ class Gaussians(nn.Module):
         Args:
             state: from :meth:`get_extra_state`.
         """
-        self.factors = [state[str(column)].clone() for column in range(len(state))]
+        # column by column in memory, as QR leaves them: the last bits of a product depend on it
+        factors = (state[str(column)].T for column in range(len(state)))
+        self.factors = [factor.clone(memory_format=torch.contiguous_format).T for factor in factors]
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         self.counts = torch.empty_like(state[prefix + "counts"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import contextlib
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from perdure.learned import learned
 
 HeadInit = Literal["normal_0.01", "normal_0.02", "zeros", "torch_linear", "kaiming_fan_out"]
 
@@ -18,6 +22,8 @@ class GrowingLinear(nn.Module):
     Args:
         dim: feature size d.
     """
+
+    STATE: ClassVar = {"weight": learned("classes, d", torch.float32), "bias": learned("classes", torch.float32)}
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -46,27 +52,26 @@ class GrowingLinear(nn.Module):
         self.weight = nn.Parameter(torch.cat([self.weight.data, weight.to(self.weight.device)]))
         self.bias = nn.Parameter(torch.cat([self.bias.data, bias.to(self.bias.device)]))
 
-    def rows(self, columns: Int[Tensor, " k"]) -> GrowingLinear:
-        """A head of some columns alone, with values of its own, so that training it leaves the others alone.
+    @contextlib.contextmanager
+    def apart(self, columns: Int[Tensor, " n"]) -> Iterator[tuple[GrowingLinear, Tensor]]:
+        """A head of some classes alone, which may learn while the rows of all others stay as they are.
+
+        When the block ends, its values are taken back, and the whole head is frozen.
 
         Args:
-            columns: which.
+            columns: of images' classes.
+
+        Yields:
+            The head, one row per class that is there, ascending; and the row of each image's class.
         """
+        current, own = torch.unique(columns, return_inverse=True)
         part = GrowingLinear(self.weight.shape[1])
-        part.weight = nn.Parameter(self.weight.data[columns])
-        part.bias = nn.Parameter(self.bias.data[columns])
-        return part
-
-    def put(self, columns: Int[Tensor, " k"], part: GrowingLinear) -> None:
-        """Takes back what :meth:`rows` gave.
-
-        Args:
-            columns: which.
-            part: their values.
-        """
+        part.weight = nn.Parameter(self.weight.data[current])
+        part.bias = nn.Parameter(self.bias.data[current])
+        yield part, own
         weight, bias = self.weight.data.clone(), self.bias.data.clone()
-        weight[columns], bias[columns] = part.weight.data, part.bias.data
-        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        weight[current], bias[current] = part.weight.data, part.bias.data
+        self.weight, self.bias = (nn.Parameter(x, requires_grad=False) for x in (weight, bias))
 
     def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
         return F.linear(features, self.weight, self.bias)

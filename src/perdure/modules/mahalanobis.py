@@ -7,13 +7,19 @@ and off the diagonal, J all ones, and R = D^(-1/2) S D^(-1/2), D = diag(S).
 from __future__ import annotations
 
 import math
-from typing import Protocol, Self
+from collections.abc import Iterable
+from typing import ClassVar, Literal, Protocol, Self
 
 import torch
 from jaxtyping import Float
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
+from perdure.config import Config
+from perdure.modules.gaussians import Gaussians
+
 JITTER = 1e-8  # times the mean variance, where S is not positive definite in float64
+PILOT_RIDGE = 100.0
 
 
 class Metric(Protocol):
@@ -21,6 +27,25 @@ class Metric(Protocol):
 
     def distances(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """``xᵀ R⁻¹ x`` of every row, and log det R if it was asked for; float64."""
+
+
+def mixed(z: Float[Tensor, "k d"], share: float, chunks: Iterable[Float[Tensor, "_ d"]]) -> Float[Tensor, "m d"]:
+    """Z of a mixture of two covariances: the one that was, and that of new rows around their one mean.
+
+    Source: the released code of FeCAM, which so mixes tasks.
+
+    Args:
+        z: with ZᵀZ the one that was, float64.
+        share: of what was, from 0 to 1.
+        chunks: the new rows, at least one.
+    """
+    new = Gaussians(z.shape[1])
+    new.grow(1)
+    for rows in chunks:
+        new.add(0, rows)
+    both = torch.cat([share**0.5 * z, (1 - share) ** 0.5 * new.deviation(0)])
+    mixture: Tensor = torch.linalg.qr(both, mode="r").R
+    return mixture
 
 
 def shrinkage(z: Float[Tensor, "k d"], g1: float, g2: float) -> tuple[float, float]:
@@ -119,3 +144,51 @@ class LowRank:
         y = rows * self._scales
         inner = y @ self._u.T
         return (y.square().sum(1) - ((inner @ self._core) * inner).sum(1)) / self._a + self._constant
+
+
+class Shrunk(Config):
+    """The published matrix: shrunk, and divided by its diagonal."""
+
+    name: Literal["shrunk"] = "shrunk"
+    shrink_diagonal: float = Field(1.0, ge=0, description="times the mean variance, added to the diagonal (gamma_1)")
+    shrink_off_diagonal: float = Field(0.0, ge=0, description="times the mean covariance, added elsewhere (gamma_2)")
+    normalise: bool = Field(True, description="a unit diagonal, so that classes compare")
+    log_determinant: bool = Field(False, description="add it to distances: with normalise=false, a Gaussian classifier")
+
+    @field_validator("shrink_off_diagonal")
+    @classmethod
+    def _is_definite(cls, value: float, info: ValidationInfo) -> float:
+        most = info.data.get("shrink_diagonal", value)
+        if value > most:
+            raise ValueError(f"at most shrink_diagonal = {most}, or the matrix may be indefinite")
+        return value
+
+    def of(self, z: Float[Tensor, "k d"], *, shrink: bool = True) -> Metric:
+        """The metric of Σ = ZᵀZ, in the form that is quicker to apply.
+
+        Args:
+            z: Z, float64.
+            shrink: whether it is shrunk at all.
+        """
+        a, b = shrinkage(z, self.shrink_diagonal, self.shrink_off_diagonal) if shrink else (0.0, 0.0)
+        if b < 0:
+            a *= 1 + JITTER  # with equal shrinkages and V2 < 0, S may be singular to rounding
+        kind = LowRank if len(z) + 1 < z.shape[1] and a > 0 else Dense
+        return kind(z, a, b, normalise=self.normalise, log_determinant=self.log_determinant)
+
+
+class PilotCorrelation(Config):
+    """LAMDA-PILOT's: 100 is added to all variances, then the rows of S are correlated, which is singular."""
+
+    name: Literal["pilot"] = "pilot"
+    normalise: ClassVar[bool] = True
+
+    def of(self, z: Float[Tensor, "k d"], *, shrink: bool = True) -> Metric:
+        """The metric of Σ = ZᵀZ, by a pseudo-inverse.
+
+        Args:
+            z: Z, float64.
+            shrink: nothing here.
+        """
+        s = z.T @ z + PILOT_RIDGE * torch.eye(z.shape[1], dtype=torch.float64)
+        return Dense.of_inverse(torch.linalg.pinv(torch.corrcoef(s), rtol=1e-6, hermitian=True))

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+
+def mean_of(parts: Iterable[nn.Module]) -> list[Tensor]:
+    """The mean of every parameter over modules of one form, taken in float64; nothing if there is no module.
+
+    Args:
+        parts: the modules.
+    """
+    values = ([p.data.double() for p in part.parameters()] for part in parts)
+    return [torch.stack(same).mean(0).float() for same in zip(*values, strict=True)]
+
+
+def split_like(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Some parameters' values, from the vector that ``torch.nn.utils.parameters_to_vector`` would make of them.
+
+    Args:
+        vector: (n,), as many numbers as ``parameters`` have.
+        parameters: of the shapes wanted.
+    """
+    parts = vector.split([p.numel() for p in parameters])
+    return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
 
 
 @torch.no_grad()

@@ -6,17 +6,15 @@ orthogonality; the initialisation is that of the released code, by Gram-Schmidt 
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from perdure.errors import ShapeError
-from perdure.modules.prompts import TaskBlocks
 
 Orthogonalisation = Literal["qr", "reference"]
 SHORTEST = 1e-12  # a shorter vector has no direction: its cosines are zero
@@ -34,6 +32,18 @@ def split_heads(rows: Float[Tensor, "b m dim"], n_heads: int) -> Float[Tensor, "
         n_heads: attention heads of the block.
     """
     return rows.unflatten(2, (n_heads, -1)).transpose(1, 2)
+
+
+def by_layer(slots: Float[Tensor, "b k layers 2 m d"], *, scrambled: bool = False) -> Float[Tensor, "layers b 2 km d"]:
+    """The key and value rows of each image's slots, one after another, layer by layer.
+
+    Args:
+        slots: of each image; index 0 of the 2 is for keys.
+        scrambled: as DualPrompt's ports have it, which reshape where the axes of key or value and of the image should
+            change places.
+    """
+    rows = slots.permute(2, 3, 0, 1, 4, 5).flatten(3, 4)  # (layers, 2, b, k m, d)
+    return rows.reshape(len(rows), len(slots), 2, *rows.shape[3:]) if scrambled else rows.transpose(1, 2)
 
 
 def component_weights(
@@ -111,65 +121,3 @@ def orthogonality_penalty(rows: Float[Tensor, "m ..."]) -> Float[Tensor, ""]:
     """
     flat = rows.flatten(1)
     return (flat @ flat.T - torch.eye(len(flat), device=flat.device, dtype=flat.dtype)).square().mean()
-
-
-class Components(nn.Module):
-    """One layer's components: prompts P (M, Lp, D), keys K (M, D) and attention vectors A (M, D); tasks add blocks.
-
-    Args:
-        n: components per block.
-        length: rows of a component (Lp), key and value rows together.
-        dim: the model's width (D).
-    """
-
-    def __init__(self, n: int, length: int, dim: int) -> None:
-        super().__init__()
-        self.shapes = {"prompts": (n, length, dim), "keys": (n, dim), "attention": (n, dim)}
-        self.prompts, self.keys, self.attention = TaskBlocks(), TaskBlocks(), TaskBlocks()
-
-    def grow(self, rng: torch.Generator, how: Orthogonalisation = "qr") -> None:
-        """Freezes what is there and adds a block, orthogonal to it.
-
-        Args:
-            rng: a CPU generator.
-            how: see :func:`orthonormal_block`.
-        """
-        for kind, rows in self._kinds():
-            n, *shape = self.shapes[kind]
-            old = rows().flatten(1) if len(rows) else rows.place.new_empty(0, math.prod(shape))
-            rows.add(orthonormal_block(old, n, rng, how).unflatten(1, shape))
-
-    def grow_from_pool(self, pool: int, rng: torch.Generator) -> None:
-        """Adds the next block of a pool that is orthogonal as a whole; what the older blocks learned plays no part.
-
-        Args:
-            pool: rows of the whole pool.
-            rng: a CPU generator, in the same state for every block of a pool.
-        """
-        for kind, rows in self._kinds():
-            n, *shape = self.shapes[kind]
-            whole = orthonormal_block(rows.place.new_empty(0, math.prod(shape)), pool, rng)
-            rows.add(whole[n * len(rows) :][:n].unflatten(1, shape))
-
-    def weights(self, queries: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
-        """The weight α of every component in each image's prompt.
-
-        Args:
-            queries: see :func:`component_weights`.
-        """
-        return component_weights(queries, self.attention(), self.keys())
-
-    def forward(self, queries: Float[Tensor, "b d"]) -> Float[Tensor, "b lp d"]:
-        prompts = self.prompts()
-        return (self.weights(queries) @ prompts.flatten(1)).unflatten(1, prompts.shape[1:])
-
-    def penalty(self) -> Float[Tensor, ""]:
-        """R(K) + R(A) + R(P); gradient reaches the newest block, through its products with the older ones too."""
-        return torch.stack([orthogonality_penalty(rows()) for _, rows in self._kinds()]).sum()
-
-    def state_shapes(self, n_blocks: int) -> dict[str, tuple[int, ...]]:
-        """The entries of a state with ``n_blocks`` blocks, and their shapes."""
-        return {f"{kind}.blocks.{i}": shape for kind, shape in self.shapes.items() for i in range(n_blocks)}
-
-    def _kinds(self) -> list[tuple[str, TaskBlocks]]:
-        return [("prompts", self.prompts), ("keys", self.keys), ("attention", self.attention)]

@@ -5,11 +5,13 @@ Source: Jung et al., "Generating Instance-level Prompts for Rehearsal-free Conti
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from perdure.errors import ShapeError
@@ -76,6 +78,45 @@ class PromptGenerator(nn.Module):
         # not matmul: its kernel, and so the last bits, depend on whether the mixer still learns
         mixed = torch.bmm(self.mixer_weight.expand(len(x), -1, -1), self.norm(x)) + self.mixer_bias[:, None]
         return scale[:, None] * mixed + shift[:, None]
+
+
+class PromptGenerators(nn.ModuleList):
+    """A generator for each of the first blocks.
+
+    Args:
+        n_blocks: how many.
+        shape: see :class:`PromptGenerator`, as what follows.
+    """
+
+    def __init__(self, n_blocks: int, *shape: Any) -> None:
+        super().__init__(PromptGenerator(*shape) for _ in range(n_blocks))
+
+    @property
+    def each(self) -> list[PromptGenerator]:
+        """In the order of blocks."""
+        return [generator for generator in self if isinstance(generator, PromptGenerator)]
+
+    def set_learning(self, *, mixer: bool) -> None:
+        """As of one."""
+        for generator in self.each:
+            generator.set_learning(mixer=mixer)
+
+    def of(
+        self, embeddings: Float[Tensor, "s e"], slots: Int[Tensor, " b"] | None = None
+    ) -> list[Callable[[Tensor], Tensor]]:
+        """What makes each block's prompts from its input; the modulation is computed once per embedding.
+
+        Args:
+            embeddings: of the tasks in question; one serves all images.
+            slots: each image's row of ``embeddings``.
+        """
+        made: list[Callable[[Tensor], Tensor]] = []
+        for generator in self.each:
+            scale, shift = generator.modulation(embeddings)
+            if slots is not None:
+                scale, shift = scale[slots], shift[slots]
+            made.append(functools.partial(generator, scale=scale, shift=shift))
+        return made
 
 
 def over_its_length(rows: Float[Tensor, "s d"]) -> Float[Tensor, "s d"]:

@@ -6,12 +6,100 @@ papers fix the number of tasks beforehand.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
+
+from perdure.config import Config
+from perdure.learned import Entry, learned
+
+Init = Literal["uniform_pm1", "uniform_0_001", "uniform_0_1"]
+INIT = "from U(-1, 1), U(0, 0.01) or U(0, 1)"
+RANGES: dict[Init, tuple[float, float]] = {
+    "uniform_pm1": (-1.0, 1.0), "uniform_0_001": (0.0, 0.01), "uniform_0_1": (0.0, 1.0)
+}  # fmt: skip
+
+
+def uniform(init: Init, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """Initial values of prompts and keys.
+
+    Args:
+        init: the range.
+        shape: of the result.
+        rng: a CPU generator.
+    """
+    return torch.empty(shape).uniform_(*RANGES[init], generator=rng)
+
+
+class Match(Config):
+    """An image learns the prompts whose keys match it."""
+
+    name: Literal["match"] = "match"
+    vote: Annotated[int, Field(ge=1)] | Literal["batch"] | None = Field(
+        None, description="images that pick together: so many, or the whole batch; none: each picks alone"
+    )
+
+
+class TaskSlot(Config):
+    """Task t learns the N slots from t N on; tests match as ever."""
+
+    name: Literal["task_slot"] = "task_slot"
+    copy_prev: bool = Field(False, description="start a task's prompts from the previous task's")
+
+
+class PromptPool(nn.Module):
+    """L2P's prompts (M, Lp, D) and their keys (M, D).
+
+    Args:
+        pool: M.
+        length: tokens per prompt (Lp).
+        dim: the model's width (D).
+        init: of both.
+        rng: a CPU generator.
+    """
+
+    STATE: ClassVar = {"prompts": learned("M, Lp, d", torch.float32), "keys": learned("M, d", torch.float32)}
+
+    def __init__(self, pool: int, length: int, dim: int, init: Init, rng: torch.Generator) -> None:
+        super().__init__()
+        self.prompts = nn.Parameter(uniform(init, (pool, length, dim), rng))
+        self.keys = nn.Parameter(uniform(init, (pool, dim), rng))
+
+    def copy(self, rows: Int[Tensor, " k"], to: Int[Tensor, " k"]) -> None:
+        """Gives some prompts the values of others; keys stay.
+
+        Args:
+            rows: which to copy.
+            to: where to.
+        """
+        values = self.prompts.detach().clone()
+        values[to] = values[rows]
+        self.prompts = nn.Parameter(values)
+
+
+def vpt_prompts(n_blocks: int, length: int, dim: int, patch: Sequence[int], rng: torch.Generator) -> nn.ParameterList:
+    """VPT's initial prompts, (length, D) for each block: U(-v, v) with v² = 6 / (3 s² + D).
+
+    Args:
+        n_blocks: that get prompts.
+        length: tokens of each.
+        dim: the model's width (D).
+        patch: height and width of a patch, s pixels; none: prompts of zeros, which is told: they stay equal for ever.
+        rng: a CPU generator.
+    """
+    if not patch and length > 1:
+        what = f"VPT: init=zeros keeps the {length} tokens of a block equal for ever, so that they act as one"
+        warnings.warn(f"{what}. Use init=uniform, unless published numbers are to be repeated.", stacklevel=4)
+    v = (6 / (3 * math.prod(patch) + dim)) ** 0.5 if patch else 0.0
+    tokens = torch.zeros(n_blocks, length, dim).uniform_(-v, v, generator=rng)
+    return nn.ParameterList(p.clone() for p in tokens)
 
 
 class TaskBlocks(nn.Module):
@@ -29,20 +117,30 @@ class TaskBlocks(nn.Module):
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def add(self, rows: Float[Tensor, "m ..."]) -> None:
-        """Freezes what is there and adds a block of initial values that learns.
+    def add(self, rows: Float[Tensor, "m ..."], *, learns: bool = True) -> None:
+        """Freezes what is there and adds a block of initial values.
 
         Args:
             rows: the new block; copied.
+            learns: whether training may change it.
         """
         self.freeze()
-        self.blocks.append(nn.Parameter(rows.detach().clone()))
+        self.blocks.append(nn.Parameter(rows.detach().clone(), requires_grad=learns))
 
     def freeze(self) -> None:
         """No block learns any more, until the next is added."""
         for block in self.blocks:
             block.requires_grad_(False)
             block.grad = None  # or it would be kept as long as the block
+
+    @staticmethod
+    def state(shape: str) -> dict[str, Entry]:
+        """What a state of such blocks holds, to be declared.
+
+        Args:
+            shape: of a task's block.
+        """
+        return {"blocks.<tasks>": learned(shape, torch.float32)}
 
     @property
     def newest(self) -> nn.Parameter:
@@ -105,6 +203,18 @@ def vote_in_groups(picks: Int[Tensor, "b k"], n_slots: int, group: int) -> Int[T
         group: rows per vote.
     """
     return torch.cat([vote(part, n_slots) for part in picks.split(group)])
+
+
+def picked(match: Float[Tensor, "b m"], k: int, vote: int | Literal["batch"] | None = None) -> Int[Tensor, "b k"]:
+    """Each row's ``k`` best slots, or those that rows vote for together.
+
+    Args:
+        match: of every row with every slot.
+        k: how many slots.
+        vote: consecutive rows that vote together, or the whole batch; None: each row alone.
+    """
+    slots, group = best_slots(match, k), len(match) if vote == "batch" else vote
+    return vote_in_groups(slots, match.shape[1], group) if group else slots
 
 
 def selection_entropy(shares: Float[Tensor, " m"]) -> float:

@@ -8,7 +8,33 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from perdure.modules.heads import GrowingLinear, linear_scores
+
 ROUNDS = 4  # as published
+
+
+def logits_found(
+    features: Callable[[int, Tensor], Tensor],
+    first: Float[Tensor, "n d"],
+    head: GrowingLinear,
+    tasks: Int[Tensor, " classes"],
+    guess: Int[Tensor, " n"],
+) -> Float[Tensor, "n classes"]:
+    """A head's logits of every image under the adapter that :func:`refined` finds for it.
+
+    Args:
+        features: (task, positions) to the features under that task's adapter.
+        first: those under the first task's, of all images; they are not asked for again.
+        head: of all classes.
+        tasks: of every class.
+        guess: the task every image starts from.
+    """
+
+    def logits(task: int, positions: Tensor) -> Tensor:
+        f = first[positions] if task == 0 else features(task, positions)
+        return linear_scores(f.to(head.weight.device), head).cpu()
+
+    return refined(logits, tasks, guess)
 
 
 def refined(

@@ -1,14 +1,13 @@
-"""Ridge regression from statistics that add up: a symmetric Gram matrix, stored once, and the choice of its ridge.
+"""Ridge regression from statistics that add up: G = HᵀH, a symmetric matrix of which half is stored, and Q = HᵀY.
 
-Source: McDonnell et al., "RanPAC", NeurIPS 2023, section 4 and appendix; the push-through identity
-``(HᵀH + λI)⁻¹Hᵀ = Hᵀ(HHᵀ + λI)⁻¹`` makes the choice of λ cost n³ instead of m³ where a task has fewer images n than
-features m. Everything is float64: diag(G) reaches 1e8, where float32 swallows a small λ.
+Everything is float64: diag(G) reaches 1e8, where float32 swallows a small λ.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +17,22 @@ from torch import Tensor
 from perdure.errors import ConfigError, DataError, ShapeError
 
 BLOCK = 512
+Statistics: TypeAlias = tuple[Float[Tensor, " packed"], Float[Tensor, "m _classes"]]  # G, from packed_gram, and Q
 
 
 def packed_gram(m: int) -> Float[Tensor, " packed"]:
     """An all-zero symmetric (m, m) matrix of which only blocks on and above the diagonal are stored, float64."""
-    return torch.zeros(sum((stop - start) * (m - start) for start, stop in _block_rows(m)), dtype=torch.float64)
+    return torch.zeros(packed_size(m), dtype=torch.float64)
+
+
+def packed_size(m: int) -> int:
+    """How many numbers of a symmetric (m, m) matrix are stored: half of them, and a little more."""
+    return sum((stop - start) * (m - start) for start, stop in _block_rows(m))
+
+
+def no_statistics(m: int) -> Statistics:
+    """(G, Q) of no images and no classes."""
+    return packed_gram(m), torch.zeros(m, 0, dtype=torch.float64)
 
 
 def add_gram_(packed: Float[Tensor, " packed"], h: Float[Tensor, "n m"]) -> None:
@@ -124,94 +134,6 @@ def solve_ridge_upwards(
         with contextlib.suppress(ConfigError):
             return solve_ridge(gram(), sums, ridge)
     return solve_ridge(gram(), sums, last)
-
-
-def summed_kernels(
-    blocks: Iterable[tuple[Float[Tensor, "fit _b"], Float[Tensor, "val _b"]]],
-) -> tuple[Float[Tensor, "fit fit"], Float[Tensor, "val fit"]]:
-    """(H_fit H_fitᵀ, H_val H_fitᵀ), summed over blocks of columns of both, so that no H is ever held.
-
-    Args:
-        blocks: float64 columns of H_fit and H_val; at least one.
-    """
-    pairs = iter(blocks)
-    fit, val = next(pairs)
-    kernel, cross = fit @ fit.T, val @ fit.T
-    for fit, val in pairs:
-        kernel.addmm_(fit, fit.T)
-        cross.addmm_(val, fit.T)
-    return kernel, cross
-
-
-def validation_losses_dual(
-    kernel: Float[Tensor, "fit fit"],
-    cross: Float[Tensor, "val fit"],
-    targets: Float[Tensor, "fit classes"],
-    val_targets: Float[Tensor, "val classes"],
-    grid: Sequence[float],
-) -> list[float]:
-    """Mean squared validation error per λ, from inner products of lifted rows alone; infinite where unsolvable.
-
-    Args:
-        kernel: K = H_fit H_fitᵀ.
-        cross: K_val = H_val H_fitᵀ.
-        targets: one-hot rows of the fitting images.
-        val_targets: one-hot rows of the held-out images.
-        grid: the λ to try.
-    """
-    losses = []
-    for ridge in grid:
-        damped = kernel.clone()
-        damped.diagonal().add_(ridge)
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if failed:
-            losses.append(float("inf"))
-            continue
-        predicted = cross @ torch.cholesky_solve(targets, factor)
-        losses.append(float((predicted - val_targets).square().mean()))
-    return losses
-
-
-def validation_losses_primal(
-    gram: Float[Tensor, "m m"],
-    sums: Float[Tensor, "m classes"],
-    val_gram: Float[Tensor, "m m"],
-    val_sums: Float[Tensor, "m classes"],
-    n_val: int,
-    grid: Sequence[float],
-) -> list[float]:
-    """The same loss from statistics: ``‖H_val W - Y_val‖² = tr WᵀG_val W - 2 tr WᵀQ_val + n_val`` for one-hot targets.
-
-    Args:
-        gram: G of the fitting images.
-        sums: Q of the fitting images.
-        val_gram: G of the held-out images.
-        val_sums: Q of the held-out images.
-        n_val: how many held-out images.
-        grid: the λ to try.
-    """
-    losses = []
-    for ridge in grid:
-        try:
-            weight = solve_ridge(gram.clone(), sums, ridge)
-        except ConfigError:
-            losses.append(float("inf"))
-            continue
-        squared = (weight * (val_gram @ weight)).sum() - 2 * (weight * val_sums).sum() + n_val
-        losses.append(float(squared) / (n_val * sums.shape[1]))
-    return losses
-
-
-def best_ridge(grid: Sequence[float], losses: Sequence[float]) -> float:
-    """The λ with the smallest finite loss; ties go to the smaller λ.
-
-    Raises:
-        ConfigError: if no loss is finite.
-    """
-    finite = [(loss, ridge) for ridge, loss in zip(grid, losses, strict=True) if loss < float("inf")]
-    if not finite:  # NaN < inf is false too
-        raise ConfigError("ridge", "losses", "finite for some lambda", list(losses), "Look at the features")
-    return min(finite)[1]
 
 
 def _block_rows(m: int) -> list[tuple[int, int]]:

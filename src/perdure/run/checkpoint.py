@@ -1,7 +1,7 @@
 """A learned state on disk: safetensors for tensors, JSON for the rest; no pickle, ever.
 
-``state.json`` mirrors the state's nesting, with ``{"$tensor": key}`` where a tensor belongs, and carries the checksum
-of ``state.safetensors``, so that a damaged file is noticed before anything is built on it.
+``state.json`` mirrors the state's nesting, with ``{"$tensor": key}`` where a tensor belongs, and carries a checksum of
+that and of ``state.safetensors``, so that a file damaged or edited is noticed before anything is built on it.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from perdure.errors import CheckpointError
+from perdure.methods import Method
 
-FORMAT = 1
+FORMAT = 2
+M = TypeVar("M", bound=Method[Any])
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -34,7 +36,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     tree = _to_tree(state, "", tensors)
     save_file(_apart(tensors), folder / "state.safetensors")
-    about = {"format": FORMAT, "checksum": _checksum(folder / "state.safetensors"), "state": tree}
+    about = {"format": FORMAT, "checksum": _checksum(folder, tree), "state": tree}
     (folder / "state.json").write_text(json.dumps(about, allow_nan=False))
 
 
@@ -52,10 +54,32 @@ def load_state(folder: Path) -> dict[str, Any]:
     if about.get("format") != FORMAT:
         raise CheckpointError("checkpoint", "format", str(FORMAT), about.get("format"), "Use the perdure that wrote it")
     file = folder / "state.safetensors"
-    if not file.is_file() or _checksum(file) != about["checksum"]:
-        raise CheckpointError("checkpoint", "state.safetensors", "complete and unchanged", str(file), hint)
+    if not file.is_file() or _checksum(folder, about.get("state")) != about.get("checksum"):
+        raise CheckpointError(
+            "checkpoint", "state.json and state.safetensors", "complete and unchanged", str(folder), hint
+        )
     state: dict[str, Any] = _from_tree(about["state"], load_file(file))
     return state
+
+
+def restored(method: M, folder: Path, classes: Sequence[Sequence[int]]) -> M:
+    """A method as a task left it.
+
+    Args:
+        method: takes over the state.
+        folder: of that task.
+        classes: ids, of that task and of all before.
+
+    Raises:
+        CheckpointError: if the state cannot be read, or is not of these tasks.
+    """
+    state, n, hint = load_state(folder), len(classes), "Remove the run directory and start again"
+    if state.get("tasks_seen_") != n:
+        raise CheckpointError("run", f"state in {folder}", f"of {n} tasks", state.get("tasks_seen_"), hint)
+    if state.get("classes_") != list(dict.fromkeys(c for ids in classes for c in ids)):
+        must_be = f"of the stream's {n} first tasks, their classes in order"
+        raise CheckpointError("run", f"state in {folder}", must_be, state.get("classes_"), hint)
+    return method.load_state_dict(state)
 
 
 def tensor_bytes(state: Any) -> int:
@@ -109,6 +133,8 @@ def _from_tree(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     return [_from_tree(v, tensors) for v in tree] if isinstance(tree, list) else tree
 
 
-def _checksum(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+def _checksum(folder: Path, tree: Any) -> str:
+    with open(folder / "state.safetensors", "rb") as stream:
+        digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
+    digest.update(json.dumps(tree).encode())
+    return digest.hexdigest()

@@ -104,6 +104,7 @@ def _run(name: str, file: Path, source: bytes) -> ModuleType:
     loader = _Source(file, source)
     module = sys.modules[name] = module_from_spec(ModuleSpec(name, loader, origin=loader.file))
     module.__file__ = loader.file
+    methods.leave_out(name)  # it is found by its file, and may be a copy of an installed plug-in
     try:
         loader.exec_module(module)
     except BaseException as error:

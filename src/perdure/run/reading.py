@@ -16,7 +16,7 @@ from perdure.errors import CheckpointError, RunDirectoryError
 from perdure.eval import Predictions
 from perdure.memory import FeatureStore
 from perdure.methods import Method
-from perdure.run.checkpoint import load_state
+from perdure.run.checkpoint import restored
 from perdure.run.method_file import Kind
 from perdure.run.recipe import Recipe
 from perdure.run.results import Results, TaskCost
@@ -106,4 +106,4 @@ def read_method(run: Path, *, store: FeatureStore | None = None, method: Kind | 
     if learned.backbone.fingerprint != told.fingerprints["backbone"]:
         was, hint = told.fingerprints["backbone"], "Use the weights, device and precision it was run with"
         raise CheckpointError("read_method", "backbone", f"{was}, as in the run", learned.backbone.fingerprint, hint)
-    return learned.load_state_dict(load_state(task_folder(run, len(results.task_classes) - 1)))
+    return restored(learned, task_folder(run, len(results.task_classes) - 1), results.task_classes)

@@ -6,21 +6,22 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from perdure.backbone import Backbone
 from perdure.backbone.names import full_timm_name
 from perdure.backbone.registered import means_registered
-from perdure.config import KIND, Config, MethodConfig, load, parse_override
+from perdure.config import KIND, PRESET, Config, MethodConfig, load, parse_override, preset_names
 from perdure.data import Stream, load_stream
 from perdure.data.datasets import datasets
 from perdure.errors import ConfigError, DataNotFoundError, PerdureError, RecipeError, UnknownNameError, did_you_mean
 from perdure.memory import FeatureStore
 from perdure.methods import Method, methods
 from perdure.run.method_file import Kind, registered_method, short_name, typed_method
+from perdure.run.streams import STREAMS, without_name
 
 SECTIONS = ("stream", "backbone", "method", "seed")
 Find = Callable[[str], tuple[Kind, str | None]]  # a method's class by its name, and the hash of its file
@@ -29,6 +30,9 @@ Find = Callable[[str], tuple[Kind, str | None]]  # a method's class by its name,
 class StreamConfig(Config):
     """Which images, and how they are cut into tasks; see :func:`perdure.data.load_stream`."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = STREAMS
+
+    preset: str | None = Field(None, description="a named stream to start from, e.g. cifar100-b0-inc10")
     data: str = Field(description="a data set's name or an image folder")
     tasks: int | None = Field(None, ge=1, description="this many tasks, as even as possible")
     base: int | None = Field(None, ge=0, description="classes of the first task (0: increment)")
@@ -42,6 +46,13 @@ class StreamConfig(Config):
     train_per_class: int | None = Field(None, ge=1, description="keep at most this many training images per class")
     test_per_class: int | None = Field(None, ge=1, description="keep at most this many test images per class")
     skip_corrupt: bool = Field(False, description="leave corrupt files out and record them")
+
+    @field_validator("preset")
+    @classmethod
+    def _preset_is_known(cls, preset: str | None) -> str | None:
+        if preset is not None and preset not in preset_names(cls):
+            raise ValueError(PRESET)
+        return preset
 
 
 class BackboneConfig(Config):
@@ -103,8 +114,9 @@ class Recipe(Config):
         seed = _section(_Seed, "recipe", {"seed": values["seed"]} if "seed" in values else {}, problems)
         name = str(sections["method"].pop("name", ""))
         kind, code, config = _method(name, sections["method"], problems, find)
-        if "data" in sections["stream"]:
-            _collect(problems, lambda: _require_data(str(sections["stream"]["data"])))
+        data = stream.data if stream is not None else sections["stream"].get("data")
+        if data is not None:
+            _collect(problems, lambda: _require_data(str(data)))
         if backbone is not None:
             full = _collect(problems, lambda: _full_name(backbone))
             backbone = backbone.model_copy(update={"name": full or backbone.name})
@@ -124,23 +136,31 @@ class Recipe(Config):
             "seed": self.seed,
         }
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers: :meth:`values` without the stream's name, whose values stand beside it."""
+        return without_name(self.values())
+
     @property
     def label(self) -> str:
         """A short name for a run directory: data, method, and a hash of everything."""
-        told = {**self.values(), "code": self.code} if self.code else self.values()
+        told = {**self.identity(), "code": self.code} if self.code else self.identity()
         digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=4).hexdigest()
         return f"{Path(self.stream.data).name}-{self.method_name.rpartition(':')[2]}-{digest}"
 
     def load_stream(self) -> Stream:
         """The stream it describes; raises as :func:`perdure.data.load_stream` does."""
-        return load_stream(**self.stream.model_dump())
+        return load_stream(**self.stream.model_dump(exclude={"preset"}))
 
     def load_backbone(self) -> Backbone:
         """The backbone it describes; raises as :meth:`perdure.Backbone.load` does."""
         return Backbone.load(**self.backbone.model_dump())
 
     def make_method(self, backbone: Backbone, store: FeatureStore) -> Method:
-        """The untrained method it describes."""
+        """The untrained method it describes.
+
+        Raises:
+            BackboneError: for a backbone that the method cannot use.
+        """
         method: Method = self.kind(backbone, self.method, seed=self.seed, store=store)
         return method
 
@@ -165,16 +185,24 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     values = _read(path) if path is not None else {}
     typed: dict[str, Any] = {}
     for text in overrides:
-        keys, value = parse_override(text)
-        _set(values, keys, value)
-        _set(typed, keys, value)
+        override(values, text)
+        override(typed, text)
     method = typed.get("method")
     name = method.get("name") if isinstance(method, dict) else None
     return Recipe._checked(values, lambda each: typed_method(each) if each == name else registered_method(each))
 
 
-def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    node = values
+def override(values: dict[str, Any], text: str) -> None:
+    """Puts one typed value among the values of a recipe.
+
+    Args:
+        values: by section; changed.
+        text: ``section.key=value``.
+
+    Raises:
+        ConfigError: if there is no ``=``, or the key is below one that is no section.
+    """
+    node, (keys, value) = values, parse_override(text)
     for key in keys[:-1]:
         if isinstance(node.get(key), str) and node is not values and keys[0] == "method":  # a section's kind
             node[key] = {KIND: node[key]}

@@ -23,6 +23,7 @@ from perdure.run.figures import RUN_COLORS, SYMBOLS, accuracy_curves, class_bars
 from perdure.run.reading import read_predictions, read_results
 from perdure.run.results import Results
 from perdure.run.selection import SelectionView, view_selection
+from perdure.run.streams import without_name
 
 N_WEAKEST = 10
 
@@ -125,7 +126,7 @@ def run_labels(runs: Mapping[Path, Results]) -> list[str]:
     Returns:
         Distinct labels, in the same order.
     """
-    settings = {path: _flat(r.provenance.recipe) for path, r in runs.items()}
+    settings = {path: _flat(without_name(r.provenance.recipe)) for path, r in runs.items()}
     labels = {}
     for path, r in runs.items():
         twins = [settings[p] for p, other in runs.items() if method_name(other) == method_name(r)]

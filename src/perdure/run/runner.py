@@ -27,17 +27,17 @@ import yaml
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from safetensors import SafetensorError
 
-from perdure.backbone import Backbone
 from perdure.data import Stream
-from perdure.errors import CheckpointError, RunDirectoryError, StorageError
+from perdure.errors import RunDirectoryError, StorageError
 from perdure.eval import Predictions, evaluate
 from perdure.memory import FeatureStore
 from perdure.methods import Method
-from perdure.run.checkpoint import load_state, save_state, tensor_bytes
+from perdure.run.checkpoint import restored, save_state, tensor_bytes
 from perdure.run.reading import read_cost, read_predictions, read_recipe, read_results, task_folder
 from perdure.run.recipe import Recipe
 from perdure.run.results import Results, Selection, TaskCost
 from perdure.run.selection import SELECTION_FILE, read_selection, selection_after
+from perdure.run.streams import without_name
 from perdure.run.summary import machine, now, summarise, versions
 from perdure.train.runtime import peak_rss_bytes
 from perdure.types import Progress, no_progress
@@ -77,12 +77,14 @@ class Runner:
         """Runs all tasks that are not done yet and writes ``results.json``.
 
         Raises:
+            BackboneError: for a backbone that the method cannot use, before anything is written.
             RunDirectoryError: if the directory belongs to another recipe, or another process is running it.
             StorageError: if the disk is full; all finished tasks are kept.
         """
-        stream, backbone = self.recipe.load_stream(), self.recipe.load_backbone()
+        method = self.recipe.make_method(self.recipe.load_backbone(), self.store)
+        stream = self.recipe.load_stream()
         with self._locked():
-            return self._run(stream, backbone)
+            return self._run(stream, method)
 
     def _locked(self) -> AcquireReturnProxy:
         with self._writing():
@@ -93,12 +95,13 @@ class Runner:
                 hint = "Wait for it, or give another --out"
                 raise RunDirectoryError("run", "directory", "free", f"{self.out}, in use by a process", hint) from None
 
-    def _run(self, stream: Stream, backbone: Backbone) -> Results:
+    def _run(self, stream: Stream, method: Method) -> Results:
+        backbone = method.backbone
         fingerprints = {"stream": stream.fingerprint, "backbone": backbone.fingerprint}
         if self.recipe.code:
             fingerprints["method"] = self.recipe.code
         self._claim(fingerprints)
-        method, done = self._resume(self.recipe.make_method(backbone, self.store), len(stream))
+        method, done = self._resume(method, stream)
         self._log("run_started", recipe=self.recipe.label, tasks=len(stream), tasks_done=done)
         for reason in stream.quarantined:
             self._log("file_left_out", reason=reason)
@@ -141,28 +144,25 @@ class Runner:
                 )
             return
         theirs = read_recipe(file)
-        different = _differences(mine, {k: v for k, v in theirs.items() if k != "versions"})
+        told = without_name({k: v for k, v in theirs.items() if k != "versions"})
+        different = _differences(without_name(mine), told)
         if different:
             hint = f"Give another --out; {self.out} differs in this recipe"
             raise RunDirectoryError("run", "directory", "made by the same recipe", different, hint)
         if theirs.get("versions") != versions():
             self._log("versions_changed", was=theirs.get("versions"), now=versions())
 
-    def _resume(self, method: Method, n_tasks: int) -> tuple[Method, int]:
+    def _resume(self, method: Method, stream: Stream) -> tuple[Method, int]:
         tasks = self.out / "tasks"
         with self._writing():
             tasks.mkdir(exist_ok=True)
             for unfinished in tasks.glob(".*"):
                 shutil.rmtree(unfinished)
         done = 0
-        while done < n_tasks and self._task(done).is_dir():
+        while done < len(stream) and self._task(done).is_dir():
             done += 1
         if done:
-            method.load_state_dict(load_state(self._task(done - 1)))
-            if method.tasks_seen_ != done:
-                hint = "Remove the run directory and start again"
-                got = f"{method.tasks_seen_} tasks in {self._task(done - 1)}"
-                raise CheckpointError("run", "state", f"of task {done - 1}", got, hint)
+            restored(method, self._task(done - 1), [task.classes for task in stream[:done]])
         return method, done
 
     def _commit(

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Int, Num
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -30,6 +30,7 @@ from perdure.train.settings import SGD, Augment, EpochCosine, ImageTraining
 TRAIN = ImageTraining(
     lr=0.01, epochs=20, batch_size=48, optimizer=SGD(weight_decay=5e-4), schedule=EpochCosine(), augment=Augment()
 )
+Asked: TypeAlias = Callable[[int, Tensor], Tensor]  # (task, positions) -> features under that task's adapter
 
 
 class _Part(Config):
@@ -217,6 +218,11 @@ class AdapterStack(nn.Module):
     def __getitem__(self, task: int) -> nn.Module:
         return self.parts[task]
 
+    def one(self) -> dict[str, Tensor]:
+        """The state of one adapter: the first, or what it will be before it learns."""
+        part = self.parts[0] if len(self) else adaptable(self._backbone[0], self._how, self._draw(0))[1]
+        return dict(part.state_dict())
+
     def add(self, *, go_on: bool = False) -> None:
         """Adds an adapter for the next task.
 
@@ -229,6 +235,42 @@ class AdapterStack(nn.Module):
         self.parts.append(part)
         self.views.append(view)
         self._added(len(self) - 1)
+
+    def adapt(
+        self, data: LabelledImages, columns: Int[Tensor, " n"], rng: torch.Generator, store: FeatureStore
+    ) -> None:
+        """Adds an adapter for the next task and trains it; see :func:`adapt`.
+
+        Args:
+            data: the task's images.
+            columns: of their classes; any numbers.
+            rng: a CPU generator.
+            store: of features.
+        """
+        self.add()
+        adapt(self.views[-1], self.parts[-1], data, columns, self._how.train, rng, store)
+
+    def stored(self, data: LabelledImages, store: FeatureStore, label: str) -> Asked:
+        """Features of some images under any of the adapters, each computed once ever.
+
+        Args:
+            data: the images.
+            store: of features.
+            label: what to call it in events.
+        """
+
+        def features(task: int, positions: Tensor) -> Tensor:
+            return store.features(self.views[task], data.subset(positions.numpy()), label=label)[:]
+
+        return features
+
+    def of(self, images: Num[Tensor, "b 3 h w"]) -> Asked:
+        """The same of images that are in no store.
+
+        Args:
+            images: as for :meth:`perdure.backbone.Backbone.features`.
+        """
+        return lambda task, positions: self.views[task].features(images[positions]).cpu()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in torch; adapters are added or taken away as needed.

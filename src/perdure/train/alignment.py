@@ -22,10 +22,35 @@ from perdure.types import Progress, no_progress
 class Alignment(Config):
     """Settings of an alignment: SGD that falls to zero by epoch, of as many steps per epoch as there are classes."""
 
-    epochs: int = Field(ge=1, description="with fresh samples each")
-    lr: float = Field(gt=0, description="peak learning rate")
+    epochs: int = Field(ge=1, description="with fresh samples each, and with as many steps as classes")
+    lr: float = Field(gt=0, description="peak learning rate, SGD, falling by epoch")
+    samples: int = Field(ge=1, description="per class and epoch")
     ridge: float = Field(1e-4, ge=0, description="added to all variances")
     weight_decay: float | None = Field(None, ge=0, description="of the head; null: as in the training of the task")
+
+
+class ScaledAlignment(Alignment):
+    """Settings of SLCA's alignment: logits are normalised, and the means of older tasks are shortened."""
+
+    epochs: int = Field(5, ge=1, description="with fresh samples each, and with as many steps as classes")
+    lr: float = Field(0.01, gt=0, description="peak learning rate, SGD, falling by epoch")
+    samples: int = Field(256, ge=1, description="samples per class and epoch")
+    batch_size: int = Field(256, ge=1, description="samples per step")
+    tau: float = Field(0.1, ge=0, description="temperature of the normalised logits; 0: plain logits")
+    mean_decay: float = Field(0.1, ge=0, le=1, description="the mean of the oldest task is shortened by this at most")
+
+
+def shortened(task: int, n_tasks: int, decay: float) -> float:
+    """What the mean of a class of ``task`` (from 0) is multiplied by after ``n_tasks``: 1 for the newest.
+
+    Source: Zhang et al., "SLCA", ICCV 2023, its released code.
+
+    Args:
+        task: from 0.
+        n_tasks: so far.
+        decay: 0.1: no less than 0.9.
+    """
+    return 1 - decay + decay * (task + 1) / n_tasks
 
 
 @dc.dataclass(frozen=True, slots=True)
@@ -35,20 +60,18 @@ class Samples:
     Args:
         gaussians: of features, one or more per class.
         columns: of each Gaussian; below 0: it is left out.
+        config: of the alignment.
         n: samples per Gaussian and epoch.
         batch_size: samples per step.
-        n_steps: most steps of an epoch.
-        ridge: added to all variances.
         scales: of each mean; None: 1.
         diagonal: whether covariances are left out.
     """
 
     gaussians: Gaussians
     columns: Sequence[int]
+    config: Alignment
     n: int
     batch_size: int
-    n_steps: int
-    ridge: float
     scales: Sequence[float] | None = None
     diagonal: bool = False
 
@@ -61,7 +84,7 @@ class Samples:
         return list(
             sampled_epoch(
                 self.gaussians, self.columns, self.n, rng,
-                batch_size=self.batch_size, n_steps=self.n_steps, scales=self.scales, ridge=self.ridge,
+                batch_size=self.batch_size, n_steps=1 + max(self.columns), scales=self.scales, ridge=self.config.ridge,
                 diagonal=self.diagonal,
             )
         )  # fmt: skip
@@ -74,7 +97,6 @@ class Samples:
 def align(
     head: GrowingLinear,
     samples: Samples,
-    config: Alignment,
     rng: torch.Generator,
     *,
     weight_decay: float,
@@ -87,10 +109,9 @@ def align(
 
     Args:
         head: of all classes seen.
-        samples: what it is trained on.
-        config: of the alignment.
+        samples: what it is trained on, with the settings.
         rng: a CPU generator.
-        weight_decay: where ``config`` has none.
+        weight_decay: where the settings have none.
         of_logits: what the softmax is taken of.
         progress: called after every step.
     """
@@ -99,6 +120,7 @@ def align(
         device = head.weight.device
         return F.cross_entropy(of_logits(head(batch[0].to(device))), batch[1].to(device))
 
+    config = samples.config
     decay = weight_decay if config.weight_decay is None else config.weight_decay
     training = Training(
         lr=config.lr, epochs=config.epochs, batch_size=samples.batch_size,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses as dc
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, Protocol, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from perdure.modules.augment import random_crop_flip, random_window_flip
 from perdure.train.settings import Augment, ImageTraining, Training
 
 MIN_BATCHES = 4
+Queries = Literal["augmented", "clean"]
 NO_IMAGES = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
 P = TypeVar("P")
 B = TypeVar("B", covariant=True)
@@ -53,7 +55,7 @@ class Batch:
     columns: Int[Tensor, " b"]  # on the backbone's device
     images: UInt8[Tensor, "_b 3 s s"]  # augmented; none where one of the next two is there
     tokens: Float[Tensor, "b n d"] | None  # the input of block 0, where no view changes it
-    rows: Float[Tensor, "b d"] | None  # pooled features, where nothing of the backbone learns either
+    rows: Float[Tensor, "b d"] | None  # pooled features, where nothing of the backbone learns either; or stored queries
     n_new: int  # images of the task; the others are kept ones
 
     def features(self, backbone: Backbone) -> Float[Tensor, "b d"]:
@@ -70,6 +72,15 @@ class Batch:
             return self.tokens
         with torch.no_grad():
             return backbone.embed_tokens(self.images)
+
+    def queries(self, backbone: Backbone, embedded: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        """The pooled features of the frozen backbone without prompts, without gradient.
+
+        Args:
+            backbone: the frozen one.
+            embedded: from :meth:`embedded`, which this pass and the prompted one share.
+        """
+        return self.rows if self.rows is not None else backbone.features_of_patches(embedded.flatten(1))
 
 
 @dc.dataclass(frozen=True, slots=True, eq=False)
@@ -101,10 +112,12 @@ class TaskImages:
         store: of features.
         learned: every parameter that the training changes.
         prompted: whether tokens are needed, because prompts pass beside them.
+        queries: which views' pooled features are wanted as well: ``clean``, the eval views', comes from the store.
         kept: images that every step takes some of besides.
 
     Raises:
-        ConfigError: if images are to be resized to less than the backbone's size.
+        ConfigError: if images are to be resized to less than the backbone's size, or if images that are stored class
+            by class are not to be shuffled.
     """
 
     def __init__(
@@ -117,20 +130,23 @@ class TaskImages:
         learned: Iterable[nn.Parameter],
         *,
         prompted: bool = False,
+        queries: Queries | None = None,
         kept: Kept | None = None,
     ) -> None:
         self.backbone, self.config, self.kept, self.n_new = backbone, config, kept, len(data)
+        _require_mixed(columns, config)
         self.data = data.joined(kept.images) if kept else data
         self.columns = torch.cat([columns, kept.columns]) if kept else columns
         self._view, self._pixels = _training_view(backbone.preprocess, config.augment), NO_IMAGES
         self._rows: Features | None = None
-        self._tokens: Features | None = None
-        if not config.augment.changes_views:
-            learned = list(learned)
-            if not prompted and not backbone.holds(learned):
-                self._rows = store.features(backbone, self.data, label="train features")
-            elif backbone.has_stem and not backbone.holds(learned, stem=True):
-                self._tokens = store.patches(backbone, self.data)
+        self._tokens: Callable[[np.ndarray], Tensor] | None = None
+        learned, still = list(learned), not config.augment.changes_views
+        rows_serve = still and not prompted and not backbone.holds(learned)
+        if rows_serve or queries == "clean" or (queries is not None and still):
+            self._rows = store.features(backbone, self.data, label="train features")
+        if still and not rows_serve and not backbone.holds(learned, stem=True):
+            self._tokens = store.tokens(backbone, self.data)
+        self._needs_pixels = self._tokens is None and not rows_serve
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -140,7 +156,7 @@ class TaskImages:
             StorageError: if the temporary directory cannot hold the decoded images.
             DataError: naming the image, if one cannot be read.
         """
-        if self._rows is not None or self._tokens is not None:
+        if not self._needs_pixels:
             yield
             return
         with self.data.decoded(self._view) as self._pixels:
@@ -160,9 +176,9 @@ class TaskImages:
         device, images, tokens, rows = self.backbone.device, self._pixels[:0], None, None
         if self._rows is not None:
             rows = self._rows[plan.numpy()].to(device)
-        elif self._tokens is not None:
-            tokens = self._tokens[plan.numpy()].view(-1, *self.backbone.tokens_shape).to(device)
-        else:
+        if self._tokens is not None:
+            tokens = self._tokens(plan.numpy())
+        if self._needs_pixels:
             images = self._augmented(self._pixels[plan].to(device), rng)
         return Batch(plan, self.columns[plan].to(device), images, tokens, rows, int((plan < self.n_new).sum()))
 
@@ -219,6 +235,14 @@ def planned(n: int, config: Training, rng: torch.Generator) -> list[Tensor]:
         hint = "Set train.drop_last=never or a smaller train.batch_size"
         raise DataError("train", "task", f"of {config.batch_size} images or more", n, hint)
     return parts[:-1]
+
+
+def _require_mixed(columns: Int[Tensor, " n"], config: Training) -> None:
+    """Images stored class by class, taken in their order, would be learned one class after the other."""
+    runs = 1 + int((columns[1:] != columns[:-1]).sum())
+    if not config.shuffle and 1 < len(columns.unique()) == runs and len(columns) > config.batch_size:
+        must_be, hint = "true where images are stored class by class", "Set train.shuffle=true"
+        raise ConfigError("train", "shuffle", must_be, config.shuffle, hint)
 
 
 def _training_view(view: Preprocess, augment: Augment) -> Preprocess:

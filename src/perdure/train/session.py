@@ -10,7 +10,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -20,8 +20,8 @@ from perdure.backbone import Backbone
 from perdure.data import LabelledImages
 from perdure.errors import CheckpointError, TrainingError
 from perdure.memory import FeatureStore
-from perdure.modules.adapter import Adapter
-from perdure.train.batches import Batch, Kept, Source, TaskImages
+from perdure.modules.adapter import Adapter, adapters_in, dropping
+from perdure.train.batches import Batch, Kept, Queries, Source, TaskImages
 from perdure.train.settings import ImageTraining, Learns, Training
 from perdure.types import Event, Progress, no_progress
 
@@ -59,7 +59,7 @@ class Session(Generic[B]):
         self.source, self.config, self.stage, self.progress = source, config, stage, progress
         parts: tuple[list[nn.Module | nn.Parameter], ...] = (list(fast), list(slow))
         self._modules = [m for part in parts for m in part if isinstance(m, nn.Module)]
-        self._adapters = [m for part in self._modules for m in part.modules() if isinstance(m, Adapter)]
+        self._adapters = [adapter for part in self._modules for adapter in adapters_in(part)]
         self.dropout = _dropout_of(self._adapters, rng)
         rates = (config.peak, config.peak * slow_factor)
         groups = [{"params": parameters_of(part), "peak": rate} for part, rate in zip(parts, rates, strict=True)]
@@ -75,9 +75,24 @@ class Session(Generic[B]):
         """Of all epochs; known once the first has begun."""
         return self.config.epochs * self.per_epoch
 
-    def run(self, loss: Callable[[B], Tensor], **hooks: Hook) -> None:
+    def ends(self, period: Literal["step", "epoch", "task_end"]) -> bool:
+        """Whether the last step was the last of an epoch, or of all; every step ends a step.
+
+        Args:
+            period: what may have ended.
+        """
+        return self.step % {"step": 1, "epoch": self.per_epoch, "task_end": self.n_steps}[period] == 0
+
+    def run(
+        self,
+        loss: Callable[[B], Tensor],
+        *,
+        before_epoch: Hook = lambda: None,
+        after_backward: Hook = lambda: None,
+        after_step: Hook = lambda: None,
+    ) -> None:
         """Trains to the end; see :meth:`steps`."""
-        for _ in self.steps(loss, **hooks):
+        for _ in self.steps(loss, before_epoch=before_epoch, after_backward=after_backward, after_step=after_step):
             pass
 
     def steps(
@@ -186,13 +201,10 @@ class Session(Generic[B]):
     def _learning(self) -> Iterator[None]:
         for part in self._modules:
             part.requires_grad_(True)
-        for adapter in self._adapters:
-            adapter.dropout_rng = self.dropout
         try:
-            yield
+            with dropping(self._adapters, self.dropout):
+                yield
         finally:
-            for adapter in self._adapters:
-                adapter.dropout_rng = None
             for part in self._modules:
                 part.requires_grad_(False)
             for p in self.learned:
@@ -225,6 +237,7 @@ def on_images(
     slow_factor: float = 1.0,
     stage: str = "training",
     prompted: bool = False,
+    queries: Queries | None = None,
     kept: Kept | None = None,
 ) -> Session[Batch]:
     """A session on a task's images, which come from the store in the cheapest form that will do.
@@ -241,14 +254,15 @@ def on_images(
         slow_factor: see :class:`Session`.
         stage: see :class:`Session`.
         prompted: whether the loss takes tokens, to lay prompts beside them.
+        queries: whether it takes frozen features as well: those of each view, or the stored ones of the eval view.
         kept: images that every step takes some of besides.
 
     Raises:
-        ConfigError: if images are to be resized to less than the backbone's size.
+        ConfigError: as :class:`TaskImages` says.
     """
     fast, slow = list(fast), list(slow)
     learned = parameters_of([*fast, *slow])
-    images = TaskImages(backbone, data, columns, config, store, learned, prompted=prompted, kept=kept)
+    images = TaskImages(backbone, data, columns, config, store, learned, prompted=prompted, queries=queries, kept=kept)
     return Session(
         images, config, rng, fast=fast, slow=slow, slow_factor=slow_factor, stage=stage, progress=store.progress
     )

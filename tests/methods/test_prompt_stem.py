@@ -16,7 +16,7 @@ from perdure.checks.subject import equal, frozen_state
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import NonFiniteError
-from perdure.methods.base_prompt import PromptMethod
+from perdure.methods.base import PromptMethod
 from perdure.methods.dap import DAP, DAPConfig
 from perdure.methods.l2p import L2P, L2PConfig
 from perdure.methods.vpt import VPT, VPTConfig
@@ -24,7 +24,7 @@ from perdure.modules.adapter import Adapter
 from tiny_vit import behind
 
 IDS = [4, 1, 9, 3]
-STILL = {"flip": False, "min_scale": 1.0, "epochs": 2, "batch_size": 5}
+STILL = {"train": {"epochs": 2, "batch_size": 5, "augment": {"flip": False, "min_scale": 1.0}}}
 
 
 class Stem(nn.Sequential):
@@ -103,7 +103,7 @@ def test_augmented_views_always_pass_the_stem(hybrid: Backbone, stream: Stream, 
     task = stream[0]
     for _ in range(2):
         Stem.seen = 0
-        config = VPTConfig(length=2, epochs=2, batch_size=5)
+        config = VPTConfig(length=2, train={"epochs": 2, "batch_size": 5})
         VPT(hybrid, config, store=FeatureStore(tmp_path)).fit_task(task)
         assert Stem.seen >= 2 * len(task.train)
 

@@ -1,0 +1,29 @@
+"""Kinds of backbones: whether one is what a method needs."""
+
+from __future__ import annotations
+
+from perdure.backbone.backbone import Backbone
+from perdure.backbone.sites import has_seat
+from perdure.errors import BackboneError
+from perdure.tags import BACKBONES
+
+
+def require_kind(backbone: Backbone, need: str, who: str) -> None:
+    """Does nothing if a backbone is what a method needs.
+
+    Args:
+        backbone: any.
+        need: one of ``perdure.tags.BACKBONES``.
+        who: the method's name.
+
+    Raises:
+        BackboneError: if it is not.
+    """
+    if need == "vit":
+        backbone.vit  # noqa: B018  # says itself what is missing
+    elif need == "transformer" and not has_seat(backbone.model, "mlp"):
+        got, hint = (
+            f"{backbone.name} ({type(backbone.model).__name__})",
+            "Use the built-in 'default', or a ViT of timm's",
+        )
+        raise BackboneError(who, "backbone", f"{BACKBONES[need]}, with a seat beside every MLP", got, hint)

@@ -1,0 +1,61 @@
+"""Streams by name, so that a recipe's file says only what is its own: ``stream: {preset: cifar100-b0-inc10}``.
+
+A name has the field's notation: ``b0`` for a first task as large as the others, ``inc10`` for 10 classes each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# increments by data; the class order of RevisitingCIL, PILOT and MOS is that of seed 1993, VTAB's is not shuffled
+SURVEY = {
+    "cifar100": (5, 10), "cub": (10, 20), "imagenet-a": (10, 20), "imagenet-r": (5, 10, 20), "objectnet": (10, 20),
+    "omnibenchmark": (20, 30), "vtab": (10,),
+}  # fmt: skip
+STREAMS: dict[str, dict[str, Any]] = {
+    f"{data}-b0-inc{n}": {
+        "data": data if data == "cifar100" else f"data/{data}",
+        "base": n,
+        "increment": n,
+        "order_seed": None if data == "vtab" else 1993,
+    }
+    for data, increments in SURVEY.items()
+    for n in increments
+} | {
+    "caltech101-10-tasks": {"data": "data/caltech101", "tasks": 10, "order_seed": 1993},
+    "cifar10-5-tasks": {"data": "cifar10", "tasks": 5, "order_seed": 1993},
+    "fashion-mnist-5-tasks-100-each": {
+        "data": "fashion-mnist", "tasks": 5, "order_seed": 1993, "train_per_class": 100, "test_per_class": 100,
+    },
+}  # fmt: skip
+"""What each name stands for: arguments of :func:`perdure.data.load_stream`. ``data/NAME`` is a folder of yours."""
+
+
+def without_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's values without its stream's name: a stream is what its values say, however it was asked for.
+
+    Args:
+        recipe: values by section, every default written out.
+    """
+    stream = recipe.get("stream")
+    if not isinstance(stream, Mapping):
+        return dict(recipe)
+    return {**recipe, "stream": {k: v for k, v in stream.items() if k != "preset"}}
+
+
+def stream_rows(data: str | None = None) -> list[tuple[str, str, str]]:
+    """Every named stream: its name, its data, and the rest of what it stands for.
+
+    Args:
+        data: only those of this data set.
+    """
+    return [
+        (name, values["data"], ", ".join(f"{key} {_shown(value)}" for key, value in values.items() if key != "data"))
+        for name, values in STREAMS.items()
+        if data in (None, values["data"])
+    ]
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
