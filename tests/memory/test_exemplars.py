@@ -371,3 +371,8 @@ def test_nothing_is_kept_of_nothing() -> None:
     assert (len(kept), kept.nbytes, kept.classes, len(kept.images())) == (0, 0, (), 0)
     kept.load_state_dict(Exemplars("random", n_images=3).state_dict())
     assert len(kept.images().keys) == 0
+
+
+def test_files_stay_on_the_cpu_whatever_moves_them() -> None:
+    kept = Exemplars("random", n_images=3).to("meta")
+    assert kept.files.device.type == kept.labels.device.type == "cpu"

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from perdure.config import load
 from perdure.errors import ConfigError, RecipeError
 from perdure.modules.components import ComponentLayers, Components, PerTask, SharedPool
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=dtype)
-
-
-def gap_to_identity(rows: Tensor) -> float:
-    return float((rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype)).abs().max())
+from rows import drawn, gap_to_identity, generator
 
 
 def test_a_loaded_layer_has_the_blocks_of_its_state() -> None:

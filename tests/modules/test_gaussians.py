@@ -253,3 +253,11 @@ def test_appending_is_growing_by_one_and_adding() -> None:
     assert one.counts.tolist() == [1, 3]
     assert torch.equal(one.means, other.means)
     assert torch.equal(one.factors[1], other.factors[1])
+
+
+def test_gaussians_stay_on_the_cpu_whatever_moves_them() -> None:
+    """Their sums are float64 and meet features there; some devices have no float64 at all."""
+    made = Gaussians(4)
+    made.append(torch.ones(3, 4))
+    inside = torch.nn.ModuleList([made]).to("meta")
+    assert {x.device.type for x in inside.state_dict().values() if isinstance(x, Tensor)} == {"cpu"}

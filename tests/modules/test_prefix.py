@@ -5,7 +5,6 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from perdure.errors import ShapeError
 from perdure.modules.prefix import (
@@ -15,18 +14,7 @@ from perdure.modules.prefix import (
     orthonormal_block,
     split_heads,
 )
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=dtype)
-
-
-def gap_to_identity(rows: Tensor) -> float:
-    return float((rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype)).abs().max())
+from rows import drawn, gap_to_identity, generator
 
 
 def test_each_head_reads_its_own_part_of_the_width() -> None:

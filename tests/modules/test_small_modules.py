@@ -39,6 +39,15 @@ def cross_entropy(logits: Tensor, targets: list[int]) -> float:
 # --- losses
 
 
+def test_the_compared_columns_come_to_the_device_of_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a search refuses bounds that are elsewhere; the meta device does not, so that it is asked here."""
+    devices, search = [], torch.searchsorted
+    monkeypatch.setattr(torch, "searchsorted", lambda a, b: devices.append((a.device, b.device)) or search(a, b))
+    columns = torch.zeros(2, dtype=torch.long, device="meta")
+    masked_cross_entropy(torch.zeros(2, 4, device="meta"), columns, torch.tensor([0, 1]))
+    assert devices == [(columns.device, columns.device)]
+
+
 def test_masked_cross_entropy_is_over_the_current_columns_alone() -> None:
     logits = drawn(4, 6).requires_grad_(True)
     loss = masked_cross_entropy(logits, torch.tensor([5, 2, 5, 3]), torch.tensor([2, 3, 5]))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -93,6 +93,9 @@ class Exemplars(nn.Module):
         self.register_buffer("keys", torch.zeros(0, KEY_BYTES, dtype=torch.uint8))
         self.register_buffer("labels", torch.zeros(0, dtype=torch.long))  # (n,) class ids
         self.register_buffer("order", torch.zeros(0, dtype=torch.long))  # (n,) the lowest of a class came first
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        return self  # files are decoded on the CPU
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -8,7 +8,7 @@ decomposition. The factor is unique only up to signs of rows, and holds no image
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,9 @@ class Gaussians(nn.Module):
         self.register_buffer("counts", torch.zeros(0, dtype=torch.long))  # n_c, (classes,)
         self.register_buffer("means", torch.zeros(0, dim, dtype=torch.float64))  # m_c, (classes, d)
         self.factors: list[Tensor] = []  # R_c, (min(n_c, d), d)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        return self  # float64 sums: no device but a CPU is sure to have them
 
     @staticmethod
     def state(each: str) -> dict[str, Entry]:

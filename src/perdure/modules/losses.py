@@ -16,11 +16,12 @@ def masked_cross_entropy(
     Args:
         logits: of all classes seen.
         columns: the true ones, among ``current``.
-        current: ascending; None: all columns.
+        current: ascending, on any device; None: all columns.
     """
     if current is None:
         return F.cross_entropy(logits, columns)
-    return F.cross_entropy(logits[:, current], torch.searchsorted(current, columns))
+    compared = current.to(columns.device)
+    return F.cross_entropy(logits[:, compared], torch.searchsorted(compared, columns))
 
 
 def norm_scaled(logits: Float[Tensor, "b c"], blocks: Float[Tensor, "c t"], tau: float) -> Float[Tensor, "b c"]:
