@@ -59,7 +59,7 @@ def main() -> None:
     backbone = Backbone.load("efficientnet_lite0", device="cpu")
     report = {"command": "python -m benchmarks.allocator", "date": now(), "backbone": backbone.name, "rows": rows}
     report |= {"machine": machine(backbone), "versions": versions()}
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

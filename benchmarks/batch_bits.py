@@ -85,7 +85,7 @@ def main() -> None:
                 rows += found
     report = {"command": "python -m benchmarks.batch_bits", "date": now(), "rows": rows}
     report |= {"machine": machine(Backbone.load("default", device="cpu")), "versions": versions()}
-    OUT.write_text(json.dumps(report, indent=1) + "\n")
+    OUT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

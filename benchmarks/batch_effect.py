@@ -25,7 +25,7 @@ import numpy as np
 from perdure import tune_allocator
 from perdure.data import LabelledImages
 from perdure.methods.base import PromptMethod
-from perdure.run import Runner, load_recipe, read_method
+from perdure.run import Runner, load, load_recipe
 from perdure.run.summary import machine, now, versions
 
 RESULTS = Path(__file__).parent / "results" / "batch_effect.json"
@@ -44,7 +44,7 @@ def trained(data: str, name: str) -> tuple[PromptMethod[Any], list[LabelledImage
     overrides = [f"stream.order_seed={SEED}", *VOTING[name]]
     recipe, out = load_recipe(Path(f"recipes/{data}/{name}_default.yaml"), overrides), RUNS / f"{data}-{name}"
     Runner(recipe, out).run()
-    stream, method = recipe.load_stream(), read_method(out)
+    stream, method = recipe.load_stream(), load(out)
     assert isinstance(method, PromptMethod)
     return method, [stream.test(i) for i in range(len(stream))]
 
@@ -61,7 +61,7 @@ def row(data: str, label: str) -> dict[str, Any]:
     """One method's figures."""
     name, _, option = label.partition("+")
     extra = {option: True} if option else {}
-    honest = json.loads(HONEST.read_text())["runs"][data][f"{name}_default"][str(SEED)]["last_accuracy"]
+    honest = json.loads(HONEST.read_text(encoding="utf-8"))["runs"][data][f"{name}_default"][str(SEED)]["last_accuracy"]
     recipe = load_recipe(Path(f"recipes/{data}/{name}_default.yaml"), [f"stream.order_seed={SEED}", "stream.tasks=1"])
     whole = recipe.load_stream().test(0)
     found: dict[str, Any] = {"honest": round(honest, 4)}
@@ -87,14 +87,14 @@ def main() -> None:
     args = parser.parse_args()
     tune_allocator()
     for data, name in itertools.product(args.data, args.methods):
-        rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
+        rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else {}
         if name in rows.get(data, {}):
             continue
         found = row(data, name)
-        rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
+        rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else {}
         rows.setdefault(data, {})[name] = found
         about = {"command": "python -m benchmarks.batch_effect", "settings": VOTING, "order_seed": SEED}
-        RESULTS.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        RESULTS.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

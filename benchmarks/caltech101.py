@@ -107,10 +107,10 @@ def main() -> None:
             "runs": {m: row(r) for m, r in runs.items()},
         }
         if arguments.again:
-            report = json.loads(RESULTS.read_text())
+            report = json.loads(RESULTS.read_text(encoding="utf-8"))
             for part, of in found.items():
                 report[part] |= of
-            RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+            RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             return
         report = {
             "command": "python -m benchmarks.caltech101",
@@ -121,7 +121,7 @@ def main() -> None:
             "passes": passes(folder, overrides),
             "split_invariance": split_invariance(folder, overrides),
         }
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(write_report([RUNS / m for m in METHODS], RUNS / "report.html"))
 
 

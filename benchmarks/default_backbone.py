@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--part", choices=["all", "speed", "accuracy"], default="all")
     args = parser.parse_args()
     tune_allocator()
-    report = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    report = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     report |= {"command": "python -m benchmarks.default_backbone", "date": now(), "versions": versions()}
     report |= {"machine": machine(Backbone.load("default")), "weights": read_weights(WEIGHTS)[1]}
     if args.part != "accuracy":
@@ -118,7 +118,7 @@ def main() -> None:
         backbones = [Backbone.load("default"), Backbone.load("efficientnet_lite0"), random_top()]
         accuracy = {backbone.name: accuracies(backbone, args.data) for backbone in backbones}
         report |= {"methods": METHODS, "streams": STREAMS, "last_accuracy": accuracy}
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def main() -> None:
         "rows": rows,
     }
     report |= {"machine": machine(Backbone.load("efficientnet_lite0")), "versions": versions()}
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

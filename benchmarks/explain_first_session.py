@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--name", default="", help="of those settings")
     args = parser.parse_args()
     tune_allocator()
-    report: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
+    report: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"rows": {}}
     report |= {"command": "python -m benchmarks.explain_first_session", "date": now(), "versions": versions()}
     report["machine"] = machine(Backbone.load("default"))
     for variant in args.variants:
@@ -83,7 +83,7 @@ def main() -> None:
         for base in [b for b in args.bases if "made_before" in rows.get(str(b), {"made_before": ""})]:
             rows[str(base)] = row(args.data, variant, base, args.order, args.set)
             print(variant, args.name, base, rows[str(base)], flush=True)
-            RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+            RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

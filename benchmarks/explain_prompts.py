@@ -31,7 +31,7 @@ from perdure.data import LabelledImages
 from perdure.methods.base import PromptMethod
 from perdure.modules.gaussians import add_class_counts, add_class_sums
 from perdure.modules.heads import GrowingLinear, cosine_scores
-from perdure.run import Runner, load_recipe, read_method
+from perdure.run import Runner, load, load_recipe
 from perdure.run.summary import machine, now, versions
 
 RESULTS = Path(__file__).parent / "results" / "explain_prompts.json"
@@ -82,7 +82,7 @@ def row(name: str, n_tasks: int) -> dict[str, Any]:
     recipe = load_recipe(Path(f"recipes/cifar10/{name}_default.yaml"), [f"stream.tasks={n_tasks}"])
     out = FIVE / f"{name}_default-1993" if n_tasks == 5 else RUNS / f"{name}-{n_tasks}"
     Runner(recipe, out).run()
-    stream, method = recipe.load_stream(), read_method(out)
+    stream, method = recipe.load_stream(), load(out)
     assert isinstance(method, PromptMethod)
     found = shares(method, [stream.test(i) for i in range(n_tasks)], [task.train for task in stream])
     return {**found, "machine": machine(method.backbone), "versions": versions(), "date": now()}
@@ -96,15 +96,16 @@ def main() -> None:
     args = parser.parse_args()
     tune_allocator()
     for n_tasks, name in itertools.product(args.tasks, args.methods):
-        rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
+        rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else {}
         if str(n_tasks) in rows.get(name, {}):
             continue
         found = row(name, n_tasks)
         print(name, n_tasks, found, flush=True)
-        rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
+        rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else {}
         rows.setdefault(name, {})[str(n_tasks)] = found
         RESULTS.write_text(
-            json.dumps({"command": "python -m benchmarks.explain_prompts", "rows": rows}, indent=1) + "\n"
+            json.dumps({"command": "python -m benchmarks.explain_prompts", "rows": rows}, indent=1) + "\n",
+            encoding="utf-8",
         )
 
 

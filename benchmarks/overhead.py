@@ -140,14 +140,14 @@ def main() -> None:
         memory_child(arguments.memory_child)
         return
     tune_allocator()
-    report = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    report = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     about = {"date": now(), "machine": machine(Backbone.load("efficientnet_lite0")), "versions": versions()}
     if arguments.part != "memory":
         report["time"] = {**timing(arguments.data), **about}
     if arguments.part != "time":
         report["memory"] = {**memory(), **about}
     report = {"command": "python -m benchmarks.overhead", "time": report["time"], "memory": report["memory"]}
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -123,12 +123,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 row = {"specification's minimum": MINIMUM[method], **costs(method, backbone, Path(folder))}
             print(name, method, row, flush=True)
-            report = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"backbones": {}}
+            report = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"backbones": {}}
             report |= {"command": "python -m benchmarks.prompt_costs", "batch": BATCH}
             about = report["backbones"].setdefault(name, {"full_name": backbone.name, "rows": {}})
             about["rows"][method] = row
             about |= {"date": now(), "machine": machine(backbone), "versions": versions()}
-            RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+            RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

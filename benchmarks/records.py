@@ -27,7 +27,7 @@ class ResultFile:
 
     def read(self) -> dict[str, Any]:
         """What it holds."""
-        held: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        held: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
         return held
 
     @contextlib.contextmanager
@@ -37,7 +37,7 @@ class ResultFile:
         with FileLock(self.lock):
             held = self.read()
             yield held
-            self.path.write_text(json.dumps(held, indent=1) + "\n")
+            self.path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
 
 
 def await_all(running: Iterable[Future[Any]]) -> Iterator[Any]:

@@ -27,7 +27,8 @@ from benchmarks.records import ResultFile, await_all
 from perdure import Backbone, FeatureStore, Stream, methods, tune_allocator
 from perdure.config import MethodConfig, laid_over
 from perdure.data import load_dataset
-from perdure.data.stream import class_incremental, order_classes, task_sizes
+from perdure.data.order import order_classes
+from perdure.data.stream import class_incremental, task_sizes
 from perdure.eval import AccuracyMatrix, accuracy_over_samples, evaluate
 from perdure.methods import Method
 from perdure.run.summary import machine, now, versions

@@ -202,9 +202,9 @@ def _claim(work: Path, folders: list[Path], s: Settings) -> None:
     work.mkdir(parents=True, exist_ok=True)
     mine = json.dumps({"folders": [str(f) for f in folders], **dc.asdict(s)}, indent=1)
     file = work / "settings.json"
-    if file.exists() and file.read_text() != mine:
+    if file.exists() and file.read_text(encoding="utf-8") != mine:
         raise SystemExit(f"{work} belongs to other settings: see {file}. Give another --work folder.")
-    file.write_text(mine)
+    file.write_text(mine, encoding="utf-8")
 
 
 def main() -> None:

@@ -66,13 +66,13 @@ def measured_reach(workers: int) -> Reach:
         if failed := result.report["failed"]:
             failing.append(Job(Path(file).stem, [file], dict.fromkeys(failed, 10 * STALL), about=result.report))
         else:
-            kept[file].write_text(json.dumps(result.report))
+            kept[file].write_text(json.dumps(result.report), encoding="utf-8")
         print(f"measured {file} in {result.seconds:.0f} s", flush=True)
     for result in run_all(failing, workers):
         (file,) = result.job.files
-        kept[file].write_text(json.dumps(result.job.about | {"failed": result.report["failed"]}))
+        kept[file].write_text(json.dumps(result.job.about | {"failed": result.report["failed"]}), encoding="utf-8")
     for file, path in kept.items():
-        reach.add(file, json.loads(path.read_text()))
+        reach.add(file, json.loads(path.read_text(encoding="utf-8")))
     return reach
 
 

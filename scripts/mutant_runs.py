@@ -92,7 +92,7 @@ def _lay_out(job: Job) -> None:
     shutil.copytree(ROOT / "src", job.folder / "src")
     if job.changed is not None:
         path = job.folder / "src/perdure" / job.changed[0]
-        path.write_text(job.changed[1])
+        path.write_text(job.changed[1], encoding="utf-8")
         for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
             compiled.unlink()
 
@@ -102,8 +102,8 @@ def _next_ended(running: dict[int, Job]) -> Result:
     job = running.pop(pid)
     _end_group(pid)  # what it left running
     report = job.folder / "report.json"
-    found = json.loads(report.read_text()) if report.exists() else {}
-    output = (job.folder / "output.txt").read_text(errors="replace")
+    found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
+    output = (job.folder / "output.txt").read_text(errors="replace", encoding="utf-8")
     shutil.rmtree(job.folder, ignore_errors=True)
     return Result(job, os.waitstatus_to_exitcode(status), time.monotonic() - job.start, found, output)
 
@@ -136,7 +136,7 @@ def _child(job: Job) -> None:
         options += ["-p", "no:cacheprovider", f"--rootdir={ROOT}", f"--basetemp={scratch / 'pytest'}"]
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # plugins are imported already
         code = int(pytest.main([*options, *job.files], plugins=[plugin]))
-        (job.folder / "report.json").write_text(json.dumps(plugin.told()))
+        (job.folder / "report.json").write_text(json.dumps(plugin.told()), encoding="utf-8")
     except BaseException:
         traceback.print_exc()
     finally:
@@ -222,7 +222,7 @@ def _start_coverage(folder: Path) -> coverage.Coverage:
     """Of this process, and of those it starts, each under the name of the test that runs."""
     rules = folder / "coveragerc"
     lines = ["[run]", f"data_file = {folder / 'lines'}", "parallel = true", f"source = {folder / 'src/perdure'}"]
-    rules.write_text("\n".join([*lines, "context = ${MUTANTS_TEST-}", ""]))
+    rules.write_text("\n".join([*lines, "context = ${MUTANTS_TEST-}", ""]), encoding="utf-8")
     os.environ["COVERAGE_PROCESS_START"] = str(rules)
     measure = coverage.Coverage(config_file=str(rules))
     measure.start()

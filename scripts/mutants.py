@@ -49,7 +49,7 @@ COUNTS = ["changes", "noticed", "changes nothing", "harmless", "holes"]
 
 def sources() -> dict[str, str]:
     """Text of every file below ``src/perdure``."""
-    return {p.relative_to(SOURCE).as_posix(): p.read_text() for p in sorted(SOURCE.rglob("*.py"))}
+    return {p.relative_to(SOURCE).as_posix(): p.read_text(encoding="utf-8") for p in sorted(SOURCE.rglob("*.py"))}
 
 
 def plan(
@@ -103,12 +103,14 @@ def measure(drawn: Sequence[Change], reach: Reach, path: Path, args: argparse.Na
     """Runs what has no record yet in ``path``, then the tests that were put off, as far as there is time."""
     start, texts = time.monotonic(), sources()
     records = (
-        {(r["file"], *r["place"]): r for r in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
+        {(r["file"], *r["place"]): r for r in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+        if path.exists()
+        else {}
     )
 
     def keep(record: dict[str, Any]) -> None:
         records[(record["file"], *record["place"])] = record
-        with open(path, "a") as out:
+        with open(path, "a", encoding="utf-8") as out:
             out.write(json.dumps(record) + "\n")
         if record["outcome"] in (UNNOTICED, UNREACHED):
             print(f"{len(records)}/{len(drawn)} {told(record)}", flush=True)
@@ -209,7 +211,7 @@ def table(packages: dict[str, dict[str, int]]) -> str:
 
 def mutants_table() -> str:
     """The committed measurement, for REPRODUCE.md."""
-    return table(json.loads(RESULTS.read_text())["packages"])
+    return table(json.loads(RESULTS.read_text(encoding="utf-8"))["packages"])
 
 
 def survivors_again(known: Sequence[dict[str, Any]]) -> list[Change]:
@@ -238,7 +240,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--again", action="store_true", help="run the committed holes instead of a sample")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/mutants.json")
     args = parser.parse_args(argv)
-    start, known = time.monotonic(), json.loads(RESULTS.read_text()) if RESULTS.exists() else {"survivors": []}
+    start = time.monotonic()
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"survivors": []}
     reach = measured_reach(args.workers)
     print(f"{len(reach.tests)} tests; failing without any change, not used: {reach.failed}", flush=True)
     found = [change for file, text in sources().items() for change in mutant_changes.changes(file, text)]
@@ -254,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         about |= {"date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "possible": len(asked)}
         about |= {"machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"}
         about |= {"seconds": round(sum(r["seconds"] for r in records)), "packages": packages, "survivors": survivors}
-        RESULTS.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+        RESULTS.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def methods_table() -> str:
 
 def default_accuracy_table() -> str:
     """The built-in backbone beside its teacher and its random self."""
-    report = json.loads((RESULTS / "default_backbone.json").read_text())
+    report = json.loads((RESULTS / "default_backbone.json").read_text(encoding="utf-8"))
     columns = [(name, m) for name in report["streams"] for m in report["methods"]]
     m_of = {m: label(m, {"method": settings}).replace("`", "") for m, settings in report["methods"].items()}
     streams = [f"{name}, {report['streams'][name]['tasks']} tasks: {m_of[m]}" for name, m in columns]
@@ -53,7 +53,7 @@ def default_accuracy_table() -> str:
 
 def default_speed_table() -> str:
     """Images per second, whole models and parts."""
-    speed = json.loads((RESULTS / "default_backbone.json").read_text())["images_per_second"]
+    speed = json.loads((RESULTS / "default_backbone.json").read_text(encoding="utf-8"))["images_per_second"]
     lines = ["| | " + " | ".join(speed) + " |", "|---|" + "---:|" * len(speed)]
     for name in speed["float32"]:
         lines.append("| " + " | ".join([name, *(f"{rates[name]:.0f}" for rates in speed.values())]) + " |")
@@ -62,7 +62,7 @@ def default_speed_table() -> str:
 
 def distillation_table() -> str:
     """One row per trial of the distillation."""
-    rows = json.loads((RESULTS / "distillation.json").read_text())["rows"]
+    rows = json.loads((RESULTS / "distillation.json").read_text(encoding="utf-8"))["rows"]
     columns = [k for k in next(iter(rows.values())) if "," in k]
     lines = ["| settings | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     for name, row in rows.items():
@@ -77,7 +77,7 @@ FIGURES = {"last_accuracy": "last", "average_incremental_accuracy": "average", "
 
 def prompt_methods_table() -> str:
     """Accuracies of the prompt methods beside the baselines: mean and standard deviation over class orders."""
-    runs = json.loads((RESULTS / "prompt_methods.json").read_text())["runs"]
+    runs = json.loads((RESULTS / "prompt_methods.json").read_text(encoding="utf-8"))["runs"]
     columns = [(data, figure) for data in STREAMS for figure in FIGURES]
     heads = [f"{STREAMS[data]}: {FIGURES[figure]}" for data, figure in columns]
     lines = _head("method", heads)
@@ -90,7 +90,7 @@ def prompt_methods_table() -> str:
 
 def explanation_table() -> str:
     """What becomes of the prompt methods' accuracy when tasks are not confused, or there is only one."""
-    rows = json.loads((RESULTS / "explain_prompts.json").read_text())["rows"]
+    rows = json.loads((RESULTS / "explain_prompts.json").read_text(encoding="utf-8"))["rows"]
     parts = {"own_head": "own head", "task_told": "task told", "task_found": "task found", "class_means": "class means"}
     columns = [("5", part) for part in parts] + [("1", part) for part in ("own_head", "class_means")]
     tasks = {"5": "5 tasks", "1": "1 task"}
@@ -101,7 +101,7 @@ def explanation_table() -> str:
 
 def batch_effect_table() -> str:
     """Last accuracy under the voting preset by test batch and order, beside the honest run's."""
-    rows = json.loads((RESULTS / "batch_effect.json").read_text())["rows"]
+    rows = json.loads((RESULTS / "batch_effect.json").read_text(encoding="utf-8"))["rows"]
     orders = {"class_sorted": "class-sorted", "by_task": "by task", "shuffled": "shuffled"}
     sizes = ["1", "16", "128"]
     heads = ["honest, any batch", "votes, batch of 1", *(f"{orders[o]}, {b}" for o in orders for b in sizes[1:])]
@@ -115,7 +115,7 @@ def batch_effect_table() -> str:
 
 def prompt_costs_table() -> str:
     """Cost per image in frozen forward passes, beside the specifications' minima."""
-    backbones = json.loads((RESULTS / "prompt_costs.json").read_text())["backbones"]
+    backbones = json.loads((RESULTS / "prompt_costs.json").read_text(encoding="utf-8"))["backbones"]
     steps = ["specification's minimum", "train, stored queries", "train, query pass", "train, all stored"]
     steps += ["test, stored queries", "test, all stored"]
     lines = _head("backbone, method", steps)
@@ -136,7 +136,7 @@ IMAGES = {**STREAMS, "fashion-mnist": "Fashion-MNIST, 5 tasks"}
 
 def representation_table(suffix: str) -> str:
     """Accuracies of the representation methods on one backbone: mean and standard deviation over class orders."""
-    runs = json.loads((RESULTS / "representation_methods.json").read_text())["runs"]
+    runs = json.loads((RESULTS / "representation_methods.json").read_text(encoding="utf-8"))["runs"]
     columns = [(data, figure) for data in IMAGES for figure in list(FIGURES)[:2]]
     lines = _head("method", [f"{IMAGES[data]}: {FIGURES[figure]}" for data, figure in columns])
     shown = [m for m in REPRESENTATION if any(m + suffix in runs[data] for data in IMAGES)]
@@ -156,7 +156,7 @@ def representation_table(suffix: str) -> str:
 
 def representation_costs_table() -> str:
     """What each method's run on Caltech-101 learned, stores, and took."""
-    runs = json.loads((RESULTS / "representation_methods.json").read_text())["runs"]["caltech101"]
+    runs = json.loads((RESULTS / "representation_methods.json").read_text(encoding="utf-8"))["runs"]["caltech101"]
     heads = ["learned parameters", "stored bytes per class", "training, s", "testing, s", "passes per training image"]
     lines = _head("backbone, method", [*heads, "passes per test image"])
     for backbone, suffix in {"default": "_default", "efficientnet_lite0": ""}.items():
@@ -172,7 +172,7 @@ def representation_costs_table() -> str:
 
 def mos_release_table() -> str:
     """MOS as described beside MOS as released."""
-    runs = json.loads((RESULTS / "representation_methods.json").read_text())["runs"]
+    runs = json.loads((RESULTS / "representation_methods.json").read_text(encoding="utf-8"))["runs"]
     lines = _head("data, method", ["last", "average", "passes per test image", "testing, s"])
     for data, title in IMAGES.items():
         for method in ("mos", "mos_release"):
@@ -184,22 +184,25 @@ def mos_release_table() -> str:
 
 
 def ranpac_cost_table() -> str:
-    """Seconds per task of RanPAC at M = 10 000 beside the direct method."""
-    report = json.loads((RESULTS / "ranpac_cost.json").read_text())
-    steps = ["selection", "gram", "solve"]
-    lines = _head("method, tasks", [*steps, "together", "peak memory, GB"])
-    n = len(report["direct"]["seconds"])
-    for name, rows in (("ours", slice(None)), ("ours", slice(n)), ("direct", slice(n))):
-        seconds = report[name]["seconds"][rows]
-        means = [statistics.mean(row[step] for row in seconds) for step in steps]
-        memory = f"{report[name]['memory']['peak'] / 1e9:.1f}"
-        lines.append(_row(f"{name}, 1 to {len(seconds)}", [*(f"{m:.1f}" for m in means), f"{sum(means):.1f}", memory]))
+    """What RanPAC costs at M = 10 000 by how many images it was taught, before the factor of G and with it."""
+    report = json.loads((RESULTS / "ranpac_cost.json").read_text(encoding="utf-8"))
+    heads = [
+        f"{what}, {when}" for what in ("training, s", "test, s", "state, MB", "peak, GB") for when in ("before", "now")
+    ]
+    lines = _head("images", heads)
+    for row in sorted(report["rows"], key=lambda row: int(row["images"])):
+        pair = [row["before"], row["after"]]
+        cells = [f"{side['train']:.2f}" for side in pair]
+        cells += [f"{statistics.mean(side['evaluation']):.2f}" for side in pair]
+        cells += [f"{side['state'] / 1e6:.1f}" for side in pair]
+        cells += [f"{side['memory']['peak'] / 1e9:.1f}" for side in pair]
+        lines.append(_row(f"{row['images']:,}", cells))
     return "\n".join(lines)
 
 
 def first_session_table() -> str:
     """What APER gains on Caltech-101 by the size of the first task."""
-    rows = json.loads((RESULTS / "explain_first_session.json").read_text())["rows"]
+    rows = json.loads((RESULTS / "explain_first_session.json").read_text(encoding="utf-8"))["rows"]
     parts = ["frozen", "adapted", "both"]
     heads = [*parts, *(f"first task alone: {part}" for part in parts), "cosine of frozen and adapted"]
     lines = _head("variant, classes of the first task", heads)
@@ -212,7 +215,7 @@ def first_session_table() -> str:
 
 def batch_bits_table() -> str:
     """By batch size: how many images have other features than in batches of 8, which are compared with one thread's."""
-    rows = json.loads((RESULTS / "batch_bits.json").read_text())["rows"]
+    rows = json.loads((RESULTS / "batch_bits.json").read_text(encoding="utf-8"))["rows"]
     sizes = sorted({row["batch"] for row in rows})
     found: dict[tuple[str, int], dict[int, Any]] = {}
     for row in rows:
@@ -275,7 +278,7 @@ def filled(text: str) -> str:
 def main() -> None:
     """Fills every table block of the documents."""
     for path in (Path("README.md"), Path("REPRODUCE.md"), *sorted(Path("docs").glob("*.md"))):
-        path.write_text(filled(path.read_text()))
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

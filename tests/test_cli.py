@@ -28,6 +28,7 @@ from perdure.describe import setting_rows
 from perdure.methods import methods
 from perdure.run import Recipe, Results, Runner, load_recipe, read_results
 from perdure.run.streams import STREAMS
+from picture_files import tiff
 from plugins import Install
 
 TINY = [
@@ -42,7 +43,7 @@ Call = Callable[..., tuple[int, str, str]]
 def perdure(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """Calls the command line in an empty directory; gives (exit code, stdout, stderr), unwrapped."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "tune_allocator", lambda: True)  # process-wide: not in a test process
+    monkeypatch.setattr("perdure.tune_allocator", lambda: True)  # process-wide: not in a test process
     for console in (cli.out, cli.err):
         monkeypatch.setattr(console, "_width", 200)
 
@@ -81,7 +82,7 @@ def test_version_help_and_unknown_commands(perdure: Call) -> None:
 
 def test_a_run_tunes_the_allocator_first(perdure: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
-    monkeypatch.setattr(cli, "tune_allocator", lambda: called.append("tuned"))
+    monkeypatch.setattr("perdure.tune_allocator", lambda: called.append("tuned"))
     monkeypatch.setattr(cli, "run_recipe", lambda *_, **__: called.append("run") or sys.exit(3))
     assert perdure("run", *TINY, "-s", "method.name=simplecil")[0] == 3
     assert called == ["tuned", "run"]
@@ -155,7 +156,7 @@ def test_a_method_from_a_file_is_run_shown_and_checked(
     assert "only a -s typed on the command line may name one" in error
     assert "class means under another name" in perdure("show", "./mine.py:Mine")[1]
     checked: list[str] = []
-    monkeypatch.setattr(cli, "check_method", lambda kind, on_result: checked.append(kind.__name__) or [])
+    monkeypatch.setattr("perdure.checks.check_method", lambda kind, on_result: checked.append(kind.__name__) or [])
     assert perdure("check", "./mine.py:Mine")[0] == 0
     assert checked == ["Mine"]
 
@@ -366,7 +367,7 @@ def test_report_compares_runs(perdure: Call, tmp_path: Path) -> None:
 def test_check_exits_with_one_if_a_promise_is_broken(perdure: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     assert perdure("check", "simplecil")[0] == 0
     two = ("check_constructor_learns_nothing", "check_learns_an_easy_task")
-    monkeypatch.setattr(cli, "check_method", functools.partial(check_method, only=two))
+    monkeypatch.setattr("perdure.checks.check_method", functools.partial(check_method, only=two))
     monkeypatch.setattr(methods.get("simplecil"), "columns", lambda self, labels: 1 / 0)
     code, text, _ = perdure("check", "simplecil")
     assert code == 1
@@ -381,7 +382,7 @@ def test_check_shows_the_lines_of_the_methods_own_file_or_the_whole_way(
         "    def predict(self, images):\n        return super().predict(images) / 0 @ [1]\n"
     )
     asked = ("check_scores_cover_the_seen_classes",)
-    monkeypatch.setattr(cli, "check_method", functools.partial(check_method, only=asked))
+    monkeypatch.setattr("perdure.checks.check_method", functools.partial(check_method, only=asked))
     code, text, _ = perdure("check", "./mine.py:Mine")
     assert code == 1
     here = f"    {tmp_path / 'mine.py'}:6 in predict: return super().predict(images) / 0 @ [1]"
@@ -402,7 +403,7 @@ def test_check_marks_the_broken_promises_and_no_others(perdure: Call, monkeypatc
             on_result(result)
         return found
 
-    monkeypatch.setattr(cli, "check_method", check_method)
+    monkeypatch.setattr("perdure.checks.check_method", check_method)
     code, text, _ = perdure("check", "joint")
     lines = [line.split() for line in text.splitlines()]
     assert lines[:3] == [["ok", "0.50", "s", "a"], ["FAIL", "1.50", "s", "b", "x"], ["ok", "2.50", "s", "c", "y"]]
@@ -549,7 +550,7 @@ def test_labels_out_of_range_are_refused() -> None:
 def test_a_defect_of_ours_is_short_without_debug_and_whole_with_it(
     perdure: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "check_method", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("perdure.checks.check_method", lambda *a, **k: 1 / 0)
     code, _, error = perdure("check", "joint")
     assert code == 1
     assert "ZeroDivisionError" in error
@@ -587,3 +588,26 @@ def test_python_m_perdure_is_the_command_line(
         runpy.run_module("perdure", run_name="__main__")
     assert not stop.value.code
     assert "Teach a pretrained model new classes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("n", "shown", "more"), [(1, 1, False), (10, 10, False), (13, 10, True)])
+def test_files_that_are_not_read_are_told_some_by_name(
+    n: int, shown: int, more: bool, perdure: Call, tmp_path: Path
+) -> None:
+    root = image_folder(tmp_path / "images")
+    for i in range(n):
+        (root / "train" / "class_0" / f"{i}.svg").touch()
+    code, _, error = perdure("run", *TINY, "-s", "stream.data=images", "-s", "method.name=simplecil", "--out", "r")
+    assert code == 0
+    assert error.count(".svg files are not read; convert them") == shown
+    assert ("3 more, all in log.jsonl" in error) == more
+    assert ("more" in error) == more
+
+
+def test_a_folder_is_checked_under_a_range_of_values(perdure: Call, tmp_path: Path) -> None:
+    path = image_folder(tmp_path / "images") / "train" / "class_0" / "deep.tif"
+    path.write_bytes(tiff(32, b"\xff\xff\xff\xff\x09\0\0\0", 2, kind=2))
+    code, text, _ = perdure("data", "check", "images")
+    assert code == 1
+    assert "stream.value_range" in text
+    assert perdure("data", "check", "images", "--value-range", "-1", "9")[:2] == (0, "nothing found\n")

@@ -10,19 +10,9 @@ import pytest
 from pydantic import Field
 
 from perdure.config import Config, MethodConfig
-from perdure.describe import (
-    Line,
-    described,
-    docstring_lines,
-    entry_lines,
-    method_lines,
-    notes,
-    purpose,
-    setting_lines,
-    setting_rows,
-    state_lines,
-)
-from perdure.methods import Method, Tags, methods
+from perdure.describe import method_lines, setting_lines, setting_rows, state_lines
+from perdure.lines import Line, described
+from perdure.methods import Method, methods
 
 
 class Fast(Config):
@@ -137,13 +127,21 @@ def test_a_method_is_shown_at_80_columns_with_every_word_and_setting(name: str) 
 def test_a_method_tells_what_it_keeps_and_how_it_grows() -> None:
     lines = joined(state_lines(methods.get("ease"), 80))
     assert lines[1:] == [
-        "State: 8 slots + adapter tasks + 8 d slots tasks + 8 beta d slots bytes of",
-        "    tensors",
-        "d: features; classes and tasks: seen so far. beta: 1 where the setting beta is",
-        "    above 0, else 0.",
+        "State: 16 taught + 8 slots + adapter tasks + 8 d slots tasks + 8 beta d slots",
+        "    bytes of tensors",
+        "d: features; classes, tasks, taught: classes, tasks, images so far. beta: 1",
+        "    where the setting beta is above 0, else 0.",
         "",
         "classes_       (classes), list of ints, class ids by column, in order of arrival",
+        "names_         (classes), list of texts, their names: folders'",
+        "displays_      (classes), list of texts, their names for people; none where a",
+        "               task gave no names",
+        "value_range_   (2), list of floats, black and white of deep images; 0, 0: of",
+        "               their type",
         "tasks_seen_    int, tasks learned",
+        "n_taught_      int, different images taught",
+        "taught_        (taught, 16), uint8, the hash of each one's content",
+        "origin_        constant, a hash of the backbone it was given",
         "adapters_      tasks times adapter, as built, an adapter per task",
         "slot_columns_  (slots), list of ints, column of each class of each task",
         "slot_tasks_    (slots), list of ints, its task",
@@ -152,7 +150,9 @@ def test_a_method_tells_what_it_keeps_and_how_it_grows() -> None:
         "               before k",
         "frozen_sums_   (beta slots, d), float64, of the bare backbone",
     ]
-    assert "State: 8 classes + 8 classes d bytes of tensors" in joined(state_lines(methods.get("simplecil"), 80))
+    assert "State: 16 taught + 8 classes + 8 classes d bytes of tensors" in joined(
+        state_lines(methods.get("simplecil"), 80)
+    )
 
 
 def test_a_method_that_declares_nothing_tells_nothing() -> None:
@@ -160,104 +160,3 @@ def test_a_method_that_declares_nothing_tells_nothing() -> None:
         """Keeps nothing."""
 
     assert state_lines(Undeclared, 80) == []
-
-
-def test_a_docstring_keeps_its_sections_lists_arguments_and_examples_apart() -> None:
-    def documented() -> None:
-        """Means: one per class,
-        and no more.
-
-        Of :class:`~perdure.Backbone` features.
-        Source: a paper with a title that is
-            longer than one line.
-        Deviations:
-        - From the paper: none that would be
-          worth a line.
-        - From ``code``: none.
-        After the list.
-
-        Args:
-            first: what comes
-                first.
-            second: what comes second.
-        >>> documented("a very long line is left alone")
-        """
-
-    assert joined(docstring_lines(documented, 30)) == [
-        "Means: one per class, and no",
-        "    more.",
-        "",
-        "Of `perdure.Backbone`",
-        "features.",
-        "Source: a paper with a title",
-        "    that is longer than one",
-        "    line.",
-        "Deviations:",
-        "- From the paper: none that",
-        "  would be worth a line.",
-        "- From `code`: none.",
-        "After the list.",
-        "",
-        "Args:",
-        "    first: what comes first.",
-        "    second: what comes second.",
-        '>>> documented("a very long line is left alone")',
-    ]
-    strong = [strong for strong, _ in docstring_lines(documented, 30) if strong]
-    assert strong == ["Means:", "Source:", "Deviations:", "Args:", "    first:", "    second:"]
-
-
-def test_a_docstring_may_be_missing_or_be_one_line() -> None:
-    assert docstring_lines(type("Silent", (), {"__doc__": None}), 80) == []
-    named = type("Named", (), {"__doc__": "coda-prompt: mixed."})
-    assert docstring_lines(named, 80) == [("coda-prompt:", " mixed.")]
-    assert purpose(named) == "mixed."
-
-
-def test_entries_stand_beside_their_names_and_no_word_is_cut() -> None:
-    assert joined(entry_lines([("one", "of the entries here"), ("longer", "x"), ("none", "")], 20)) == [
-        "one     of the",
-        "        entries here",
-        "longer  x",
-        "none",
-    ]
-    assert joined(entry_lines([("a_long_name", "y"), ("b", "an" + "other" * 3)], 20)) == [
-        "a_long_name  y",
-        "b  another" + "other" * 2,
-    ]
-    assert joined(entry_lines([("a", "x" * 30)], 20)) == ["a", "x" * 30]
-    assert entry_lines([], 80) == []
-
-
-@pytest.mark.parametrize(
-    ("tags", "told"),
-    [
-        (Tags(), ""),
-        (Tags(split_invariant=True, adapts=True), "any split, same result, trains parts inserted into the backbone"),
-        (Tags(keeps_data=True, depends_on_test_batch=True), "keeps data, depends on the test batch"),
-        (
-            Tags(backbone="transformer", adapts=True),
-            "needs a Vision Transformer or Swin, trains parts inserted into the backbone",
-        ),
-        (Tags(trains_backbone=True), "trains the backbone"),
-    ],
-)
-def test_tags_are_told_in_words(tags: Tags, told: str) -> None:
-    assert notes(tags) == told
-
-
-def test_a_purpose_is_the_first_line_without_its_name_and_markup() -> None:
-    class Documented:
-        """SLCA: a ``slow`` learner.
-
-        More.
-        """
-
-    assert purpose(Documented) == "a slow learner."
-
-
-def test_what_says_nothing_has_no_purpose_and_a_module_without_a_docstring_is_not_asked() -> None:
-    silent = type("Silent", (), {"__module__": "collections_of_nothing", "__doc__": None})
-    assert described(silent) is silent
-    assert purpose(silent) == ""
-    assert purpose(described(purpose)).startswith("What the command line tells")

@@ -10,8 +10,10 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from perdure.checks import check_method
 from perdure.methods import methods
@@ -40,14 +42,34 @@ def test_the_tutorial_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines()[-1] == "['check_docstring_names_its_source']"
 
 
-def test_the_readme_example_runs() -> None:
-    code = python_blocks(ROOT / "README.md")
-    small = code.replace('"path/to/images", tasks=10', '"synthetic", tasks=2')
-    small = small.replace('"default"', '"test_vit", pretrained=False')
-    assert small != code
+@pytest.mark.parametrize("name", ["ranpac", "simplecil"])
+def test_the_readme_leads_from_a_folder_to_a_name_and_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL)
+    assert len([line for line in f"pip install .\n{first}".splitlines() if line]) <= 8
+    small = first.replace('"default"', '"test_vit", pretrained=False').replace('"ranpac"', f'"{name}"')
+    assert small != first
+    monkeypatch.chdir(tmp_path)
+    write_photographs(tmp_path / "photos", {"emu": (90, 70, 50), "okapi": (200, 30, 20), "llama": (230, 225, 215)})
+    write_photographs(tmp_path, {"seen": (200, 30, 20)})
+    (tmp_path / "seen" / "0.png").rename("photo.jpg")
     scope: dict[str, Any] = {}
     exec(compile(small, "README", "exec"), scope)
-    assert len(scope["ids"]) == len(scope["stream"].test(0))
+    assert capsys.readouterr().out == "['okapi']\n"
+    write_photographs(tmp_path / "photos", {"anchor": (20, 60, 200)})
+    exec(compile(second, "README", "exec"), scope)
+    assert capsys.readouterr().out == "1.0\n"
+    assert scope["method"].class_names[3] == "anchor"
+
+
+def write_photographs(folder: Path, colours: dict[str, tuple[int, int, int]]) -> None:
+    for name, colour in colours.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(5):
+            noise = np.random.default_rng([i, *colour]).normal(0, 20, (40, 60, 3))
+            pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
 
 
 def test_what_the_contributing_guide_writes_outside_this_repository_works(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from perdure.errors import ConfigError
-from perdure.tags import BACKBONES, Tags
+from perdure.tags import BACKBONES, Tags, notes
 
 
 def test_a_backbone_of_no_known_kind_is_refused_with_close_ones() -> None:
@@ -13,3 +13,20 @@ def test_a_backbone_of_no_known_kind_is_refused_with_close_ones() -> None:
         assert Tags(backbone=kind).backbone == kind
     with pytest.raises(ConfigError, match=r"'transformers'\. Did you mean 'transformer'"):
         Tags(backbone="transformers")
+
+
+@pytest.mark.parametrize(
+    ("tags", "told"),
+    [
+        (Tags(), ""),
+        (Tags(split_invariant=True, adapts=True), "any split, same result, trains parts inserted into the backbone"),
+        (Tags(keeps_data=True, depends_on_test_batch=True), "keeps data, depends on the test batch"),
+        (
+            Tags(backbone="transformer", adapts=True),
+            "needs a Vision Transformer or Swin, trains parts inserted into the backbone",
+        ),
+        (Tags(trains_backbone=True), "trains the backbone"),
+    ],
+)
+def test_tags_are_told_in_words(tags: Tags, told: str) -> None:
+    assert notes(tags) == told

@@ -9,13 +9,22 @@
 8
 """
 
-from perdure import methods
-from perdure.backbone import Backbone
-from perdure.data import Stream, Task, load_stream
-from perdure.errors import PerdureError
-from perdure.memory import FeatureStore
-from perdure.methods import FeatureMethod, Method
-from perdure.train.runtime import tune_allocator
+from typing import TYPE_CHECKING
+
+from perdure.lazy import on_demand
+
+if TYPE_CHECKING:  # imported when first asked for: a new name is a line here, and one in __all__
+    from perdure import methods
+    from perdure.backbone import Backbone
+    from perdure.data import Stream, Task, load_stream
+    from perdure.errors import PerdureError
+    from perdure.eval import evaluate
+    from perdure.memory import FeatureStore
+    from perdure.methods import FeatureMethod, Method
+    from perdure.run import load, load_recipe, run_recipe, save
+    from perdure.train.runtime import tune_allocator
+else:
+    __getattr__, __dir__ = on_demand(__name__)
 
 __version__ = "0.1.0"
 
@@ -28,7 +37,12 @@ __all__ = [
     "Stream",
     "Task",
     "__version__",
+    "evaluate",
+    "load",
+    "load_recipe",
     "load_stream",
     "methods",
+    "run_recipe",
+    "save",
     "tune_allocator",
 ]

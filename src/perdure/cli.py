@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
@@ -17,20 +18,23 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from perdure import __version__
-from perdure.checks import CheckResult, check_method, own_frames
-from perdure.data.doctor import check_folder
-from perdure.describe import Line
+import perdure
+from perdure.catalog import What, names, refuse_settings
+from perdure.data.names import shown, typed
 from perdure.errors import PerdureError
-from perdure.memory import FeatureStore
-from perdure.run import Results, Runner, load_recipe
-from perdure.run.method_file import typed_method
-from perdure.run.report import accuracy_table, write_report
-from perdure.run.selection import selection_sentence
+from perdure.lines import Line
 from perdure.run.streams import STREAMS
-from perdure.shown import What, in_full, names, refuse_settings
-from perdure.train.runtime import tune_allocator
 from perdure.types import Event
+
+if TYPE_CHECKING:  # what takes seconds to import; a command that needs it asks ``perdure``
+    import perdure.checks
+    import perdure.data.doctor
+    import perdure.run.method_file
+    import perdure.run.report
+    import perdure.run.selection
+    import perdure.shown
+    from perdure.checks import CheckResult
+    from perdure.run import Results
 
 app = typer.Typer(
     help="Teach a pretrained model new classes, one task after another, without forgetting the old ones.",
@@ -41,6 +45,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at image folders.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+SHOWN_FILES = 10  # of those that are not read
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 out, err = Console(emoji=False), Console(stderr=True, emoji=False)
 
@@ -68,12 +73,13 @@ def show(
         refuse_settings("a list of names", overrides or [])
         list_names("all")
     elif Path(name).suffix in (".yaml", ".yml"):
-        _print_line(yaml.safe_dump(load_recipe(Path(name), overrides or []).values(), sort_keys=False).rstrip())
+        recipe = perdure.run.load_recipe(Path(name), overrides or [])
+        _print_line(yaml.safe_dump(recipe.values(), sort_keys=False).rstrip())
     elif name in STREAMS:
         refuse_settings(name, overrides or [])
         _print_line(yaml.safe_dump(STREAMS[name], sort_keys=False).rstrip())
     else:
-        _print_lines(in_full(name, out.width, overrides or []))
+        _print_lines(perdure.shown.in_full(name, out.width, overrides or []))
 
 
 @app.command()
@@ -88,15 +94,15 @@ def run(
     keep_states: Annotated[Literal["last", "all"], typer.Option(help="Which tasks' states stay on disk.")] = "last",
 ) -> None:
     """Run a recipe, or go on where it stopped; ends with a table, the report and the command that repeats it."""
-    tune_allocator()
+    perdure.tune_allocator()
     flags = [part for text in overrides or [] for part in ("-s", text)]
     flags += ["--out", str(directory)] if directory else []
     flags += ["--keep-states", keep_states] if keep_states != "last" else []
-    command = shlex.join(["perdure", "run", *([str(recipe)] if recipe else []), *flags])
-    checked = load_recipe(recipe, overrides or [])
+    command = shlex.join(map(typed, ["perdure", "run", *([str(recipe)] if recipe else []), *flags]))
+    checked = perdure.run.load_recipe(recipe, overrides or [])
     results, folder = run_recipe(checked, directory, command=command, keep_states=keep_states)
     print_results({checked.method_name: results})
-    _print_line(f"report:    {write_report([folder])}")
+    _print_line(f"report:    {shown(perdure.run.report.write_report([folder]))}")
     _print_line(f"repeat it: {command}")
 
 
@@ -106,7 +112,7 @@ def report(
     file: Annotated[Path | None, typer.Option("--out", help="The HTML file to write.")] = None,
 ) -> None:
     """Write one HTML file, readable offline, about one run or comparing several."""
-    _print_line(str(write_report(runs, file)))
+    _print_line(shown(perdure.run.report.write_report(runs, file)))
 
 
 @app.command()
@@ -115,7 +121,7 @@ def check(
     whole: Annotated[bool, typer.Option("--traceback", help="Show where a check failed, call by call.")] = False,
 ) -> None:
     """Hold a method to every common check; exit code 1 if one fails. Below it, the method's own lines that failed."""
-    kind, _ = typed_method(name)
+    kind, _ = perdure.run.method_file.typed_method(name)
 
     def tell(result: CheckResult) -> None:
         mark = "[green]ok[/]  " if result.ok else "[red]FAIL[/]"
@@ -123,24 +129,31 @@ def check(
         if result.ok or result.error is None:
             return
         told = "".join(traceback.format_exception(result.error)).splitlines() if whole else None
-        for line in told or own_frames(result.error, kind):
+        for line in told or perdure.checks.own_frames(result.error, kind):
             _print_line(f"    {line}")
 
-    results = check_method(kind, on_result=tell)
+    results = perdure.checks.check_method(kind, on_result=tell)
     failed = sum(not r.ok for r in results)
     out.print(f"{len(results) - failed} of {len(results)} checks passed")
     raise typer.Exit(1 if failed else 0)
 
 
 @data_app.command("check")
-def data_check(folder: Annotated[Path, typer.Argument(help="An image folder.")]) -> None:
+def data_check(
+    folder: Annotated[Path, typer.Argument(help="An image folder.")],
+    value_range: Annotated[
+        tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="stream.value_range, if it will be set.")
+    ] = None,
+) -> None:
     """Report everything wrong with an image folder at once; exit code 1 if a run would refuse it."""
-    findings = check_folder(folder)
+    findings = perdure.data.doctor.check_folder(folder, value_range=value_range)
     for finding in findings:
         colour = {"error": "red", "warning": "yellow", "info": "dim"}[finding.severity]
         out.print(f"[{colour}]{finding.severity}[/] {finding.kind}: {escape(finding.message)}", soft_wrap=True)
         for path in finding.paths:
             out.print(f"    {escape(path)}", highlight=False, soft_wrap=True)
+    if any("/" in part for part in perdure.data.doctor.summary(folder)):
+        _print_line("read as domains: a run needs stream.scenario=domain")
     n_errors = sum(f.severity == "error" for f in findings)
     found = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
     out.print(f"{found}, {n_errors} of them errors" if findings else "nothing found")
@@ -186,11 +199,11 @@ def run_recipe(
                 bars.update(whole, completed=event["task"] + 1)
                 if bars.disable:
                     err.print(_task_line(event, bars.tasks[0].total), highlight=False, markup=False, soft_wrap=True)
-            elif event["event"] == "file_left_out":
-                err.print(f"[yellow]left out[/] {escape(event['reason'])}", soft_wrap=True)
+            elif told := _note(event):
+                err.print(f"[yellow]{told[0]}[/] {escape(told[1])}", highlight=False, soft_wrap=True)
 
-        runner = Runner(
-            recipe, directory, store=FeatureStore(progress=progress),
+        runner = perdure.run.Runner(
+            recipe, directory, store=perdure.FeatureStore(progress=progress),
             command=command, keep_states=keep_states, on_event=on_event,
         )  # fmt: skip
         try:
@@ -204,13 +217,13 @@ def run_recipe(
 
 def print_results(runs: dict[str, Results]) -> None:
     """Prints the accuracy after every task, one column per run: ten tasks in a row would not fit a terminal."""
-    (_, *labels), *rows = zip(*accuracy_table(runs), strict=True)
+    (_, *labels), *rows = zip(*perdure.run.report.accuracy_table(runs), strict=True)
     labels = [f"{label} *" if runs[label].provenance.depends_on_test_batch else label for label in labels]
     _print_table("Accuracy on all test images seen so far, %", ("after task", *labels), rows)
     for name, results in runs.items():
         if results.provenance.depends_on_test_batch:
             out.print(f"[yellow]* {escape(name)}: these numbers depend on which images are tested together[/]")
-        if chosen := selection_sentence(results):
+        if chosen := perdure.run.selection.selection_sentence(results):
             _print_line(f"{name}: {chosen}")
 
 
@@ -218,8 +231,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: 0 on success, 1 if the work failed, 2 if the request was wrong; no traceback without --debug."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal need not have every script
     if arguments == ["--version"]:
-        out.print(__version__, highlight=False)
+        out.print(perdure.__version__, highlight=False)
         return
     warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
     try:
@@ -235,6 +251,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = escape(f"{type(error).__name__}: {error}")
         err.print(f"[red]error:[/] {text}. This is a defect of perdure; --debug shows where.", soft_wrap=True)
         sys.exit(1)
+
+
+def _note(event: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What a run has to say of its data, after a word that says what about it."""
+    match event:
+        case {"event": "data_changed", "since": changes}:
+            return "the data have changed since that run:", "; ".join(changes)
+        case {"event": "file_left_out", "reason": reason}:
+            return "left out", reason
+        case {"event": "note", "text": text}:
+            return "note", text
+        case {"event": "file_not_read", "reason": reason, "number": number} if number <= SHOWN_FILES:
+            return "not read", reason
+        case {"event": "file_not_read", "number": number, "of": n} if number == n:
+            return "not read", f"{n - SHOWN_FILES} more, all in log.jsonl"
+    return None
 
 
 def _task_line(event: Mapping[str, Any], total: float | None) -> str:

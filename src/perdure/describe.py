@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -13,18 +12,14 @@ from pydantic.fields import FieldInfo
 
 from perdure.config import KINDS, Config, sections
 from perdure.learned import declarations, growth_formula, state_rows
+from perdure.lines import EMPTY, Line, described, docstring_lines, entry_lines, filled, hanging
 from perdure.methods import Method
-from perdure.tags import BACKBONES, Tags
+from perdure.tags import BACKBONES
 
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 REQUIRED = "required"  # stands for the default of a setting that has none
 SECTION = "section"  # stands for a section's type; it has no default of its own
-HEADING = re.compile(r"[A-Z][\w-]*( \w+)?:(?=\s|$)")  # of a docstring's section: Source:, Use when:
-NAME = re.compile(r"[\w-]+:(?=\s)")  # of what a docstring's first line describes, or of an argument
-ROLE = re.compile(r":\w+:`~?([^`]+)`")  # reStructuredText for a link to code
 Row = tuple[str, str, str, str]  # key, type, default, meaning and bounds
-Line = tuple[str, str]  # what is to stand out, and the rest of the line
-EMPTY: Line = ("", "")
 
 
 def setting_rows(config: type[BaseModel], values: BaseModel | None = None) -> list[Row]:
@@ -98,31 +93,6 @@ def _type_name(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 
-def notes(tags: Tags) -> str:
-    """What a method's tags say of it, in words."""
-    told = {
-        f"needs {BACKBONES[tags.backbone]}": tags.backbone != "any",
-        "any split, same result": tags.split_invariant,
-        "trains the backbone": tags.trains_backbone,
-        "trains parts inserted into the backbone": tags.adapts,
-        "keeps data": tags.keeps_data,
-        "depends on the test batch": tags.depends_on_test_batch,
-    }
-    return ", ".join(note for note, holds in told.items() if holds)
-
-
-def described(thing: Any) -> Any:
-    """What says what a registered class or function is: its module, or the thing itself where that says nothing."""
-    module = inspect.getmodule(thing)
-    return module if inspect.getdoc(module) else thing
-
-
-def purpose(documented: Any) -> str:
-    """A docstring's first line, without the markup and the name it may start with; nothing where there is none."""
-    first = next(iter((inspect.getdoc(documented) or "").splitlines()), "").replace("``", "")
-    return re.sub(rf"^{NAME.pattern} ", "", first)
-
-
 def method_lines(kind: Any, width: int, values: Config | None = None) -> list[Line]:
     """A method: what its author says of it, its settings, and what it learns.
 
@@ -131,7 +101,7 @@ def method_lines(kind: Any, width: int, values: Config | None = None) -> list[Li
         width: characters in a line.
         values: settings to tell in place of the defaults.
     """
-    needs = _filled(f"Backbone: {BACKBONES[kind.tags.backbone]}", width)
+    needs = filled(f"Backbone: {BACKBONES[kind.tags.backbone]}", width)
     settings = setting_lines("method", kind.Config, width, list(kind.Config.presets), values)
     return [*docstring_lines(described(kind), width), *needs, EMPTY, *settings, *state_lines(kind, width)]
 
@@ -147,11 +117,11 @@ def state_lines(kind: Any, width: int) -> list[Line]:
     if not own:
         return []
     names = inspect.getdoc(kind.sizes) if kind.sizes is not Method.sizes else ""
-    sizes = f"d: features; classes and tasks: seen so far. {names or ''}".rstrip()
+    sizes = f"d: features; classes, tasks, taught: classes, tasks, images so far. {names or ''}".rstrip()
     told = [(name, [shape, type_, meaning]) for name, shape, type_, meaning in state_rows(kind)]
     entries = [(name, ", ".join(filter(None, texts))) for name, texts in told]
-    title = _filled(f"State: {growth_formula(kind)} bytes of tensors", width)
-    return [EMPTY, *title, *_filled(sizes, width), EMPTY, *entry_lines(entries, width)]
+    title = filled(f"State: {growth_formula(kind)} bytes of tensors", width)
+    return [EMPTY, *title, *filled(sizes, width), EMPTY, *entry_lines(entries, width)]
 
 
 def setting_lines(
@@ -167,77 +137,13 @@ def setting_lines(
         values: those to tell in place of the defaults.
     """
     told = f"\nPresets: {', '.join(presets)}" if presets else ""
-    lines = [*_filled(f"Settings: -s {section}.KEY=VALUE{told}", width), EMPTY]
+    lines = [*filled(f"Settings: -s {section}.KEY=VALUE{told}", width), EMPTY]
     for key, type_, default, meaning in setting_rows(config, values):
         path, _, kinds = key.partition(" ")
         margin = "  " * path.count(".")
         value = f" = {default}" if default not in ("", REQUIRED) else ""
         parts = [type_ if type_ != SECTION else "", default if default == REQUIRED else "", kinds]
         head = "   ".join([f"{margin}{path}{value}", *filter(None, parts)])
-        lines += _hanging(head, width, margin, 6, strong=len(margin + path))
-        lines += _hanging(f"{margin}    {meaning}", width, margin, 4) if meaning else []
+        lines += hanging(head, width, margin, 6, strong=len(margin + path))
+        lines += hanging(f"{margin}    {meaning}", width, margin, 4) if meaning else []
     return lines
-
-
-def entry_lines(entries: Sequence[tuple[str, str]], width: int) -> list[Line]:
-    """Names, and beside each what is said of it.
-
-    Args:
-        entries: (name, text).
-        width: characters in a line.
-    """
-    longest_word = max((len(word) for _, text in entries for word in text.split()), default=0)
-    column = min(max((len(name) for name, _ in entries), default=0) + 2, width - longest_word)
-    lines: list[Line] = []
-    for name, text in entries:
-        lines += _hanging(f"{name}  ".ljust(column) + text, width, "", column, strong=len(name))
-    return lines
-
-
-def docstring_lines(documented: Any, width: int) -> list[Line]:
-    """A docstring filled to a width: its sections, lists and examples stay apart; marks of code become single ones.
-
-    Args:
-        documented: a module, class or function.
-        width: characters in a line.
-    """
-    return _filled(inspect.getdoc(documented) or "", width)
-
-
-def _filled(text: str, width: int) -> list[Line]:
-    lines: list[Line] = []
-    for block in _blocks(ROLE.sub(r"`\1`", text).replace("``", "`")):
-        margin = block[: len(block) - len(block.lstrip())]
-        words = block.lstrip()
-        named = HEADING.match(block) or NAME.match(words if margin or not lines else "")
-        is_item = words.startswith("- ")
-        hang = 2 if is_item else 4 if named else 0
-        strong = len(margin) + named.end() if named and not is_item else 0
-        lines += [("", block)] if words.startswith(">>>") else _hanging(block, width, margin, hang, strong)
-    return lines
-
-
-def _blocks(text: str) -> Iterator[str]:
-    """What is filled together, each with its first line's indentation: a paragraph, an item, a section, an example."""
-    block, hangs = "", False
-    for number, line in enumerate(text.splitlines()):
-        indent, before = (len(part) - len(part.lstrip()) for part in (line, block))
-        words = line.strip()
-        begins = words.startswith(("- ", ">>>")) or bool(HEADING.match(line))
-        goes_on = words and block and not begins and not block.endswith(":")
-        if goes_on and (indent > before or (indent == before and not hangs)):
-            block = f"{block} {words}"
-            continue
-        yield from filter(None, [block])
-        if not words:
-            yield ""
-        block, hangs = line.rstrip(), number > 0 and (begins or bool(indent and NAME.match(words)))
-    yield from filter(None, [block])
-
-
-def _hanging(text: str, width: int, margin: str, hang: int, strong: int = 0) -> list[Line]:
-    """Lines of a text, all but the first further in; no word is cut."""
-    filled = textwrap.wrap(
-        text, width, subsequent_indent=margin + " " * hang, break_long_words=False, break_on_hyphens=False
-    )
-    return [(filled[0][:strong], filled[0][strong:]), *(("", line) for line in filled[1:])] if filled else [EMPTY]

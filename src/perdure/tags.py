@@ -26,7 +26,8 @@ class Tags:
         trains_backbone: it sends images through a copy of the backbone whose weights it trained, anew whenever asked.
         adapts: it trains parts inserted into a view of the backbone, or a copy, whose features are kept afterwards.
         prompted: it sends images through the frozen backbone together with prompts, anew after every task.
-        keeps_data: it stores training images, or something per training image (counted in its stored bytes).
+        keeps_data: it stores training images, or something per training image (counted in its stored bytes), beside the
+            16 bytes of each image's content hash that every method keeps.
         depends_on_test_batch: an image's scores depend on the images tested with it; reported beside every number.
         small: configuration for the common checks, quick on a tiny random backbone.
         learns: changes to ``small`` where a check asks the method to learn an easy task well.
@@ -51,3 +52,16 @@ class Tags:
         if self.backbone not in BACKBONES:
             hint = did_you_mean(self.backbone, BACKBONES)
             raise ConfigError("Tags", "backbone", "a known kind", self.backbone, hint)
+
+
+def notes(tags: Tags) -> str:
+    """What a method's tags say of it, in words."""
+    told = {
+        f"needs {BACKBONES[tags.backbone]}": tags.backbone != "any",
+        "any split, same result": tags.split_invariant,
+        "trains the backbone": tags.trains_backbone,
+        "trains parts inserted into the backbone": tags.adapts,
+        "keeps data": tags.keeps_data,
+        "depends on the test batch": tags.depends_on_test_batch,
+    }
+    return ", ".join(note for note, holds in told.items() if holds)

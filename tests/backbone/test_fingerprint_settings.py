@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure import Backbone, FeatureStore
+from perdure.backbone import settings
 from perdure.backbone.settings import settings_of, stock_settings, unusual_settings
 from perdure.data import load_stream
 from perdure.errors import BackboneError
@@ -328,3 +329,11 @@ def test_an_inserted_module_is_in_eval_mode(backbone: Backbone) -> None:
     pixels = torch.zeros(2, 3, 160, 160, dtype=torch.uint8)
     assert not any(m.training for m in view.insertions.modules())
     assert torch.equal(view.features(pixels), view.features(pixels))
+
+
+def test_the_shelf_follows_the_reading_rule(monkeypatch: pytest.MonkeyPatch, backbone: Backbone) -> None:
+    fingerprint, shelf, view = backbone.fingerprint, backbone.shelf, scaled(backbone, 1.0).shelf
+    monkeypatch.setattr(settings, "READING", "another")
+    assert backbone.fingerprint == fingerprint
+    assert backbone.shelf != shelf
+    assert scaled(backbone, 1.0).shelf != view

@@ -201,7 +201,7 @@ class GramOfTheNewestTask(FixedRidge):
     """Forgets the second moments of earlier tasks."""
 
     def _learn_features(self, features: Any, columns: Tensor, rng: torch.Generator) -> None:
-        self.gram_ = torch.zeros_like(self.gram_)
+        self.gram_, self.factor_ = torch.zeros_like(self.gram_), torch.zeros_like(self.factor_)
         super()._learn_features(features, columns, rng)
 
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from perdure.data import ArraySource, Dataset, LabelledImages, load_dataset, load_stream
-from perdure.data.datasets import cache_dir, datasets, domain_datasets, folder_dataset
+from perdure.data.datasets import datasets, domain_datasets, folder_dataset
+from perdure.data.folders import cache_dir
 from perdure.data.named import data_dir
 from perdure.errors import DataError, DataNotFoundError, SplitError, UnknownNameError
 

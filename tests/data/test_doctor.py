@@ -13,6 +13,7 @@ from PIL import Image
 from perdure.data import folders
 from perdure.data.doctor import Finding, check_folder, summary
 from perdure.errors import DataNotFoundError
+from picture_files import tiff, without_heic  # noqa: F401
 
 COLOURS: Iterator[int] = iter(range(2**24))
 
@@ -288,5 +289,35 @@ def test_each_file_is_read_once(split: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_content_that_a_run_decoded_is_not_decoded_again(split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_folder(split)
-    monkeypatch.setattr(folders, "_decoding_problem", lambda data: "decoded again")
+    monkeypatch.setattr(folders, "_decoding_problem", lambda data, how: "decoded again")
     assert check_folder(split) == []
+
+
+@pytest.mark.usefixtures("without_heic")
+def test_images_that_are_not_read_are_told_with_what_to_do(split: Path) -> None:
+    photos = [split / "train" / "cat" / "1.heic", split / "test" / "dog" / "2.HEIC"]
+    drawing, notes = split / "train" / "cat" / "drawing.svg", split / "train" / "cat" / "notes.txt"
+    for path in (*photos, drawing, notes):
+        path.touch()
+    found = check_folder(split)
+    assert [(f.kind, f.severity) for f in found] == [
+        ("unread-files", "warning"),
+        ("unread-files", "warning"),
+        ("ignored-files", "info"),
+    ]
+    by_paths = {f.paths: f.message for f in found}
+    assert by_paths[(str(drawing),)].startswith(
+        "1 image file is not read and will be left out: .svg files are not read"
+    )
+    assert "pip install 'perdure[heic]'" in by_paths[tuple(map(str, photos))]
+    assert by_paths[tuple(map(str, photos))].startswith("2 image files are not read")
+    assert by_paths.keys() == {(str(drawing),), tuple(map(str, photos)), (str(notes),)}
+    assert all(f.message.endswith(".") for f in found)
+
+
+def test_a_range_is_heeded_as_a_run_would(split: Path) -> None:
+    path = split / "train" / "cat" / "deep.tif"
+    path.write_bytes(tiff(32, b"\xff\xff\xff\xff\x09\0\0\0", 2, kind=2))
+    assert "Set stream.value_range" in only(split, "corrupt-file").message
+    assert check_folder(split, value_range=(-1, 9)) == []
+    assert only(split, "corrupt-file").paths == (str(path),), "it is still refused without one"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from perdure.data import folders, load_dataset
-from perdure.data.folders import KnownGood, check_files, class_files, images_in, keys_of, refuse_corrupt
+from perdure.data.folders import KnownGood, check_files, images_in, keys_of, refuse_corrupt, unread_in
+from perdure.data.layout import class_files
+from perdure.data.reading import Reading
 from perdure.errors import DataError, DataNotFoundError
+from picture_files import png, tiff, without_heic  # noqa: F401
 
 
 def picture(path: Path, seed: int = 0, side: int = 40) -> Path:
@@ -35,7 +39,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The contents that were decoded so far."""
     seen: list[bytes] = []
     decode = folders._decoding_problem
-    monkeypatch.setattr(folders, "_decoding_problem", lambda data: [seen.append(data), decode(data)][1])
+    monkeypatch.setattr(folders, "_decoding_problem", lambda data, how: [seen.append(data), decode(data, how)][1])
     return seen
 
 
@@ -178,3 +182,110 @@ def test_keys_follow_the_files_order(tmp_path: Path) -> None:
     forward, backward = check_files(paths), check_files(paths[::-1])
     assert [f.path for f in backward] == paths[::-1]
     assert keys_of(forward).tolist() == keys_of(backward)[::-1].tolist()
+
+
+def twelve_bits(path: Path) -> Path:
+    """Values of 0 to 4095, each a 32-bit integer; the first is below zero."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tiff(32, np.array([-1, 2000, 4095], "<i4").tobytes(), 3, kind=2))
+    return path
+
+
+def test_a_file_that_the_rule_refuses_is_named_at_the_door(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "x.png")
+    bad = twelve_bits(tmp_path / "a" / "deep.tif")
+    with pytest.raises(DataError, match="each of 2 image files must be readable") as caught:
+        load_dataset(tmp_path)
+    assert f"{bad}: the values of the image must be within 0 to 65535, but got -1 to 4095" in str(caught.value)
+    assert "Set stream.value_range" in str(caught.value)
+
+
+def test_what_is_good_under_one_reading_is_not_known_good_under_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "data" / "a" / "x.png")
+    bad = twelve_bits(tmp_path / "data" / "a" / "deep.tif")
+    assert len(load_dataset(tmp_path / "data", value_range=(-1, 4095)).train) == 2
+    for given in (None, (0, 4095)):
+        with pytest.raises(DataError, match="within 0 to") as caught:
+            load_dataset(tmp_path / "data", value_range=given)
+        assert str(bad) in str(caught.value)
+    seen: list[bytes] = []
+    monkeypatch.setattr(folders, "_decoding_problem", lambda data, how: seen.append(data))
+    load_dataset(tmp_path / "data", value_range=(-1, 4095))
+    assert seen == []
+    monkeypatch.setattr(folders, "READING", "another")
+    load_dataset(tmp_path / "data", value_range=(-1, 4095))
+    assert len(seen) == 2, "another rule: nothing is known"
+
+
+def test_a_reading_decides_the_keys(tmp_path: Path) -> None:
+    path = picture(tmp_path / "x.png")
+    keys = {check_files([path], reading=how)[0].key for how in (None, Reading(), Reading((0, 1)), Reading((0, 2)))}
+    assert len(keys) == 3
+
+
+def test_an_eps_file_called_jpg_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.jpg"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", pytest.fail)
+    assert check_files([path])[0].problem == "not an image of a known format"
+
+
+def test_a_decoder_that_fails_is_a_problem_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (RuntimeError("no decoder for this codec"), EOFError("no more data")):
+        monkeypatch.setattr(folders, "open_image", Mock(side_effect=error))
+        assert check_files([picture(tmp_path / "x.png")])[0].problem == str(error)
+
+
+def test_the_whole_of_a_heic_file_is_checked(tmp_path: Path) -> None:
+    """Not only a thumbnail in it."""
+    path = tmp_path / "x.heic"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    pytest.importorskip("pillow_heif").from_pillow(image).save(path)
+    assert images_in(tmp_path) == [path]
+    assert check_files([path])[0].problem is None
+    path.write_bytes(path.read_bytes()[:-900])
+    assert "Unexpected end of file" in str(check_files([path])[0].problem)
+
+
+@pytest.mark.usefixtures("without_heic")
+def test_a_heic_file_called_jpg_is_told_what_it_needs(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(HEIC)
+    assert "pip install 'perdure[heic]'" in str(check_files([path])[0].problem)
+
+
+HEIC = b"\0\0\0\x1cftypheic" + b"\0" * 16  # the start of one
+
+
+@pytest.mark.usefixtures("without_heic")
+def test_files_that_look_like_images_but_are_not_read_are_listed(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "0.jpg")
+    (tmp_path / "a" / "1.heic").write_bytes(HEIC)
+    (tmp_path / "a" / "2.svg").write_text("<svg/>")
+    (tmp_path / "a" / "3.jpg.part").write_bytes(png(8, 0, b"\0", 1))
+    for name in ("notes.txt", ".hidden.svg"):
+        (tmp_path / "a" / name).touch()
+    (tmp_path / "a" / "4.svg").mkdir()
+    told = unread_in(tmp_path / "a")
+    assert [path.name for path in told] == ["1.heic", "2.svg", "3.jpg.part"]
+    data = load_dataset(tmp_path)
+    assert data.unread == tuple(f"{path}: {reason}" for path, reason in told.items())
+    assert (len(data.train), data.quarantined) == (1, ())
+
+
+@pytest.mark.parametrize("n", [1, 10, 11, 25])
+@pytest.mark.usefixtures("without_heic")
+def test_a_class_of_nothing_that_can_be_read_is_refused_with_what_to_install(tmp_path: Path, n: int) -> None:
+    picture(tmp_path / "a" / "x.png")
+    (tmp_path / "b").mkdir()
+    for i in range(n):
+        (tmp_path / "b" / f"{i:02d}.heic").write_bytes(HEIC)
+    with pytest.raises(DataNotFoundError, match="at least one image that can be read") as caught:
+        load_dataset(tmp_path)
+    told = str(caught.value)
+    assert "pip install 'perdure[heic]'" in told
+    assert told.count(".heic: ") == min(n, 10)
+    assert ("more" in told) == (n > 10)
+    assert n <= 10 or f"and {n - 10} more" in told

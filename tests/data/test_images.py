@@ -17,7 +17,9 @@ from PIL import Image
 from perdure.data import ArraySource, FileSource, LabelledImages, Preprocess, images
 from perdure.data.folders import check_files, keys_of
 from perdure.data.images import content_key
+from perdure.data.reading import Reading
 from perdure.errors import DataError, StorageError
+from picture_files import tiff
 
 VIEW = Preprocess(image_size=16, crop_pct=1.0)
 
@@ -285,3 +287,59 @@ def test_the_bytes_of_a_file_are_taken_whatever_its_hash_ends_in(tmp_path: Path)
     with pytest.raises(DataError, match="unchanged") as caught:
         source.bytes_of(0)
     assert str(path) in str(caught.value)
+
+
+def deep(folder: Path) -> Path:
+    """A TIFF of 0, 1638 and 4095, 16 bits each."""
+    path = folder / "deep.tif"
+    path.write_bytes(tiff(16, np.array([0, 1638, 4095], "<u2").tobytes(), 3))
+    return path
+
+
+def read_with(path: Path, *given: Any) -> LabelledImages:
+    how = Reading(*given)
+    return LabelledImages(FileSource([path], keys_of(check_files([path], reading=how)), how), np.zeros(1, int))
+
+
+def test_files_are_read_by_the_rule(tmp_path: Path) -> None:
+    path = deep(tmp_path)
+    plain, ranged = read_with(path), read_with(path, (0, 4095))
+    assert [np.asarray(d.source.read(0))[0, :, 0].tolist() for d in (plain, ranged)] == [[0, 6, 16], [0, 102, 255]]
+    assert plain.keys[0] != ranged.keys[0]
+    assert (plain.reading, ranged.reading, in_memory().reading) == (Reading(), Reading((0, 4095)), Reading())
+    assert FileSource([path], plain.keys).reading == Reading()
+
+
+def test_the_bytes_of_a_file_decode_to_the_same_under_the_default(tmp_path: Path) -> None:
+    path = deep(tmp_path)
+    plain, ranged = read_with(path), read_with(path, (0, 4095))
+    assert plain.bytes_of(0) == path.read_bytes()
+    for data in (plain, ranged):
+        again = Reading().opened(io.BytesIO(data.bytes_of(0)))
+        assert np.array_equal(np.asarray(again), np.asarray(data.source.read(0)))
+    path.write_bytes(path.read_bytes() + b"more")
+    for data in (plain, ranged):
+        with pytest.raises(DataError, match="unchanged") as caught:
+            data.bytes_of(0)
+        assert str(path) in str(caught.value)
+
+
+def test_a_file_of_values_outside_the_range_is_named(tmp_path: Path) -> None:
+    path = deep(tmp_path)
+    source = FileSource([path], np.zeros(1, "S16"), Reading((0, 4000)))
+    with pytest.raises(DataError, match="within 0 to 4000, but got '0 to 4095'") as caught:
+        source.read(0)
+    assert f"the values of the image {path} must be" in str(caught.value)
+    assert "stream.value_range" in str(caught.value)
+
+
+def test_joined_images_are_read_each_in_its_way(tmp_path: Path) -> None:
+    ranged, other = read_with(deep(tmp_path), (0, 4095)), read_with(deep(tmp_path), (0, 5000))
+    both = in_memory(2).joined(ranged).joined(ranged)
+    assert both.reading == Reading((0, 4095))
+    assert np.asarray(both.source.read(3))[0, :, 0].tolist() == [0, 102, 255]
+    assert in_memory(2).joined(in_memory(3)).reading == Reading()
+    with pytest.raises(DataError, match="value_range of both sets must be one") as caught:
+        both.joined(other)
+    assert "(0.0, 4095.0)" in str(caught.value)
+    assert "(0.0, 5000.0)" in str(caught.value)

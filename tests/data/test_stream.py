@@ -13,9 +13,10 @@ from PIL import Image
 
 from perdure.data import ArraySource, Dataset, LabelledImages, Stream, Task, load_stream
 from perdure.data.doctor import check_folder
-from perdure.data.stream import class_incremental, domain_incremental, order_classes, task_sizes
+from perdure.data.order import order_classes
+from perdure.data.stream import class_incremental, domain_incremental, task_sizes
 from perdure.data.synthetic import synthetic_dataset
-from perdure.errors import DataNotFoundError, SplitError, StreamError
+from perdure.errors import ConfigError, DataNotFoundError, SplitError, StreamError
 
 HUNDRED = {i: f"class {i}" for i in range(100)}
 
@@ -77,6 +78,7 @@ def test_a_given_order_takes_ids_and_names_and_wins() -> None:
     ("given", "shown"),
     [
         (["dgo", "cat"], "'dgo'.*Did you mean 'dog'"),
+        (["1", "dog"], "'1'. Leave out the quotes to mean the class of id 1, 'cat'"),
         ([1, 99], "but got 99.*Known: 1, 2, cat, dog"),
         (["cat"], r"'missing': \['dog'\], 'twice': \[\]"),
         (["cat", 1, "dog"], r"'missing': \[\], 'twice': \['cat'\]"),
@@ -85,6 +87,24 @@ def test_a_given_order_takes_ids_and_names_and_wins() -> None:
 def test_a_given_order_must_be_a_permutation(given: list[int | str], shown: str) -> None:
     with pytest.raises(SplitError, match=shown):
         order_classes({1: "cat", 2: "dog"}, given=given)
+
+
+def test_text_is_a_name_and_a_number_an_id() -> None:
+    odd = {0: "3", 1: "5", 2: "7"}
+    assert order_classes(odd, given=["7", 0, "5"]) == [2, 0, 1]
+    with pytest.raises(SplitError, match=r"but got 7\. Write '7' in quotes: a number is an id, text is a name"):
+        order_classes(odd, given=[7, 3, 5])
+    same = {0: "0", 1: "1", 2: "2"}
+    assert order_classes(same, given=[2, "0", 1]) == [2, 0, 1]
+    shifted = {0: "1", 1: "2", 2: "emu"}
+    with pytest.raises(SplitError, match="clear: this is one class's id and another's name, but got 1") as caught:
+        order_classes(shifted, given=["emu", 1, 0])
+    assert "Write '1' in quotes for the class of this name; for id 1 write its name, '2'." in str(caught.value)
+    assert order_classes(shifted, given=["2", "1", "emu"]) == [1, 0, 2]
+
+
+def test_a_name_may_be_written_decomposed() -> None:
+    assert order_classes({0: "caf\xe9", 1: "cat"}, given=["cat", "cafe\u0301"]) == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -127,11 +147,13 @@ def test_impossible_task_sizes_are_refused(asked: dict, shown: str) -> None:
 
 
 def test_a_task_shows_its_own_training_images_and_nothing_else() -> None:
-    assert {field.name for field in dc.fields(Task)} == {"index", "train", "classes", "domain"}
+    assert {field.name for field in dc.fields(Task)} == {
+        "index", "train", "classes", "domain", "class_names", "display_names",
+    }  # fmt: skip
     stream = load_stream("synthetic", tasks=3)
     for task in stream:
         assert not hasattr(task, "__dict__")
-        assert set(task.train.labels.tolist()) == set(task.classes)
+        assert set(task.train.labels.tolist()) == set(task.classes) == task.class_names.keys()
         # the rows of other tasks are in the same source, but no public attribute leads to their labels
         assert len(task.train.labels) == len(task.train.keys) == len(task.train) == 16
 
@@ -272,6 +294,22 @@ def test_domain_folders_bring_the_same_classes_again(root: Path) -> None:
     assert [stream.test(i).classes for i in range(2)] == [(1, 2), (0, 2)]
 
 
+def test_domains_come_in_the_order_asked_for(root: Path) -> None:
+    for name in ("caf\xe9", "day 2", "day 10"):
+        fill(root / name, cat=2)
+    given = ["day 10", "cafe\u0301", "day 2"]
+    assert [t.domain for t in load_stream(root, scenario="domain", domain_order=given)] == [
+        *("day 10", "caf\xe9", "day 2")
+    ]
+    for wrong in (["day 2"], [*given, "day 2"], ["day 10", "night", "day 2"]):
+        with pytest.raises(SplitError, match="domain_order must be the names of all 3 domains") as caught:
+            load_stream(root, scenario="domain", domain_order=wrong)
+        assert str(wrong[0]) in str(caught.value)
+        assert "Name each once: caf\xe9, day 10, day 2" in str(caught.value)
+    with pytest.raises(SplitError, match=r"absent for scenario=class, but got \['day 2'\]"):
+        load_stream(root, tasks=1, domain_order=["day 2"])
+
+
 @pytest.mark.parametrize("asked", [{"tasks": 3}, {"sizes": [1], "class_order": [0]}])
 def test_domains_are_not_cut(root: Path, asked: dict) -> None:
     with pytest.raises(SplitError, match="absent for scenario=domain") as caught:
@@ -309,3 +347,83 @@ def test_bad_seeds_and_scenarios_are_named(bad: dict) -> None:
     (value,) = bad.values()
     with pytest.raises(SplitError, match=re.escape(repr(value))):
         load_stream("synthetic", tasks=2, **bad)
+
+
+def test_files_that_are_not_read_are_recorded(root: Path) -> None:
+    for domain in ("photo", "sketch"):
+        fill(root / domain, cat=5)
+        (root / domain / "cat" / "drawing.svg").touch()
+    stream = load_stream(root, scenario="domain")
+    assert [told.split(": ")[0] for told in stream.unread] == [
+        str(root / domain / "cat" / "drawing.svg") for domain in ("photo", "sketch")
+    ]
+    assert load_stream(root / "photo", tasks=1).unread == stream.unread[:1]
+    assert load_stream("synthetic", tasks=2).unread == ()
+
+
+def test_a_range_of_values_makes_another_stream(root: Path) -> None:
+    fill(root / "photo", cat=5)
+    streams = [
+        load_stream(folder, **cut, value_range=given)
+        for folder, cut in ((root / "photo", {"tasks": 1}), (root, {"scenario": "domain"}))
+        for given in (None, (0, 9))
+    ]
+    assert len({s.fingerprint for s in streams}) == 4
+    assert [s[0].train.reading.value_range for s in streams] == [None, (0, 9)] * 2
+    assert [s.test(0).reading.value_range for s in streams] == [None, (0, 9)] * 2
+    for cut in ({"tasks": 1}, {"scenario": "domain"}):
+        with pytest.raises(ConfigError, match="value_range must be two finite numbers") as caught:
+            load_stream(root, **cut, value_range=(9, 0))
+        assert "(9, 0)" in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["class_names", "display_names"])
+@pytest.mark.parametrize(
+    "names", [{1: "ant"}, {1: "ant", 2: "bee", 3: "cow"}, {1: "ant", 3: "cow"}], ids=["some", "more", "others"]
+)
+def test_a_task_names_its_own_classes_and_no_others(what: str, names: dict[int, str]) -> None:
+    with pytest.raises(StreamError, match=rf"{what} must be of the classes \(2, 1\), but got \{{1: 'ant'") as error:
+        Task(0, images_of([1, 2]), (2, 1), **{what: names})  # type: ignore[arg-type]
+    assert "it knows of no others" in str(error.value)
+
+
+def test_names_are_no_class_ids() -> None:
+    with pytest.raises(StreamError, match=r"the labels' classes \(1,\), each once, but got \('ant',\)"):
+        Task(0, images_of([1]), ("ant",))  # type: ignore[arg-type]
+
+
+def test_two_classes_of_a_task_have_two_names() -> None:
+    with pytest.raises(StreamError, match=r"class_names must be distinct, but got \{1: 'ant', 2: 'ant'\}"):
+        Task(0, images_of([1, 2]), (2, 1), class_names={1: "ant", 2: "ant"})
+    same = {1: "crane", 2: "crane"}
+    assert Task(0, images_of([1, 2]), (2, 1), display_names=same).display_names == same
+
+
+def test_a_task_may_have_no_names_and_keeps_those_it_was_given() -> None:
+    assert Task(0, images_of([1, 2]), (2, 1)).class_names == Task(0, images_of([1]), (1,)).display_names == {}
+    given = {np.int64(1): np.str_("猫"), 2: "bee"}
+    task = Task(0, images_of([1, 2]), tuple(np.array([2, 1])), class_names=given)
+    given[3] = "cow"
+    assert task.class_names == {1: "猫", 2: "bee"}
+    assert [type(c) for c in (*task.classes, *task.class_names)] == [int] * 4
+    assert {type(name) for name in task.class_names.values()} == {str}
+
+
+@pytest.mark.parametrize("indices", [(0, 2), (1, 0), (3, 3), (0, 1, 3)])
+def test_the_tasks_of_a_stream_follow_one_another(indices: tuple[int, ...]) -> None:
+    tasks = [Task(i, images_of([c]), (c,)) for c, i in enumerate(indices)]
+    told = f"indices of the tasks must be one after another, but got {list(indices)}"
+    with pytest.raises(StreamError, match=re.escape(told)):
+        Stream(tasks, [images_of([])] * len(tasks), {}, {})
+
+
+def test_a_stream_may_begin_anywhere_and_tests_go_by_index() -> None:
+    data = synthetic_dataset(range(3))
+    stream = class_incremental(data, (1, 2), range(3), first=4)
+    assert (stream.first, [task.index for task in stream], stream[0].index) == (4, [4, 5], 4)
+    assert [stream.test(i).classes for i in (4, 5)] == [(0,), (1, 2)]
+    for bad in (3, 6, 0, -1):
+        with pytest.raises(StreamError, match=rf"Stream\.test: index must be between 4 and 5, but got {bad}"):
+            stream.test(bad)
+    assert [t.index for t in domain_incremental({"a": data, "b": data}, first=7)] == [7, 8]
+    assert Stream([], [], {}, {}).first == 0

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from perdure import Backbone, FeatureStore, methods
+from perdure import Backbone, FeatureStore, Task, load_stream, methods
 from perdure.checks.subject import small_stream
 from perdure.data import Stream
+from perdure.data.stream import class_incremental
+from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import StreamError
 from perdure.eval import evaluate
+from perdure.eval.evaluator import TaughtImagesWarning, UnknownClassesWarning
+from small_folders import fill
+
+pytestmark = pytest.mark.filterwarnings("ignore::perdure.eval.evaluator.UnknownClassesWarning")
 
 
 @pytest.fixture
@@ -76,3 +84,114 @@ def test_a_task_without_test_images_leaves_a_gap(fitted: Any) -> None:
 def test_a_task_that_does_not_exist_is_refused(bad: int, fitted: Any) -> None:
     with pytest.raises(StreamError, match=f"between 0 and 2, but got {bad}"):
         evaluate(fitted, small_stream(), upto=bad)
+
+
+@pytest.fixture
+def grown(backbone: Backbone, store: FeatureStore, tmp_path: Path) -> Any:
+    """Taught emu, llama and zebu; then a folder that sorts before them appears."""
+    data = fill(tmp_path / "data", emu=10, llama=10, zebu=10)
+    method = methods.get("simplecil")(backbone, store=store)
+    for task in load_stream(data, tasks=1):
+        method.fit_task(task)
+    fill(data, anchor=10)
+    return method, data
+
+
+def test_a_stream_that_numbers_classes_anew_is_read_by_names(grown: Any) -> None:
+    method, data = grown
+    afresh = load_stream(data, tasks=1)
+    p = evaluate(method, afresh)
+    names = [afresh.class_names[c] for c in afresh.test(0).labels.tolist()]
+    assert [{**method.class_names, 4: "anchor"}[c] for c in p.labels.tolist()] == names
+    assert p.top[:, 0].tolist() == method.predict(afresh.test(0)).tolist()
+    assert not p.correct[np.array(names) == "anchor"].any()
+    assert p.correct[np.array(names) != "anchor"].mean() == 1
+
+
+def test_a_stream_that_goes_on_is_evaluated_from_its_first_task(grown: Any) -> None:
+    method, data = grown
+    more = load_stream(data, known=method)
+    method.fit_task(more[0])
+    for p in (evaluate(method, more), evaluate(method, more, upto=1)):
+        assert (p.task.tolist(), p.labels.tolist()) == ([0, 0], [3, 3])
+    for bad in (0, 2):
+        with pytest.raises(StreamError, match=f"upto must be between 1 and 1, but got {bad}"):
+            evaluate(method, more, upto=bad)
+
+
+def test_the_last_task_is_the_streams_if_none_is_given(fitted: Any) -> None:
+    stream = small_stream()
+    assert evaluate(fitted, stream).task.tolist() == evaluate(fitted, stream, upto=2).task.tolist()
+
+
+def named_stream(names: dict[int, str], seed: int = 0) -> Stream:
+    ids = list(names)
+    made = synthetic_dataset(ids, train_per_class=3, test_per_class=2, seed=seed)
+    return class_incremental(dc.replace(made, class_names=names), [len(ids)], ids)
+
+
+@pytest.mark.parametrize(
+    ("taught", "asked", "labels"),
+    [
+        ({0: "a", 1: "b"}, {0: "b", 1: "a"}, [1, 0]),
+        ({0: "a", 1: "b"}, {5: "c", 0: "x", 1: "a"}, [5, 6, 0]),
+        ({0: "0", 1: "1", 2: "2"}, {0: "00", 1: "1", 2: "11"}, [3, 1, 4]),  # names that look like ids
+        ({0: "0", 1: "1"}, {0: "eleven"}, [2]),
+        ({0: "1", 1: "0"}, {0: "0", 1: "1"}, [1, 0]),
+        ({-5: "a", 2**40: "b"}, {0: "b", 1: "c", 2: "a"}, [2**40, 1, -5]),
+    ],
+)
+def test_a_class_is_never_taken_for_another(
+    taught: dict[int, str], asked: dict[int, str], labels: list[int], backbone: Backbone, store: FeatureStore
+) -> None:
+    method = methods.get("simplecil")(backbone, store=store).fit_task(named_stream(taught)[0])
+    p = evaluate(method, named_stream(asked, seed=1))
+    assert p.labels.tolist() == [c for c in labels for _ in range(2)]
+    unknown = [c for c, name in zip(labels, asked.values(), strict=True) if name not in taught.values()]
+    assert not p.correct[np.isin(p.labels, unknown)].any()
+    assert not np.isin(p.top, unknown).any()
+
+
+def test_classes_that_were_taught_without_names_are_known_by_their_ids(backbone: Backbone, store: FeatureStore) -> None:
+    stream = named_stream({0: "1", 1: "cat", 2: "dog"})
+    nameless = stream[0].train.of_classes([0, 1])
+    method = methods.get("simplecil")(backbone, store=store).fit_task(Task(0, nameless, (0, 1)))
+    assert evaluate(method, stream).labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_stream_without_names_is_read_by_ids(fitted: Any) -> None:
+    stream = small_stream()
+    bare = Stream(list(stream), [stream.test(i) for i in range(3)], {}, {})
+    assert np.array_equal(evaluate(fitted, bare).labels, evaluate(fitted, stream).labels)
+
+
+def test_test_images_that_were_taught_are_told(fitted: Any) -> None:
+    stream = small_stream()
+    tests = [stream.test(0).joined(stream[1].train.subset(np.arange(3))), stream.test(1), stream.test(2)]
+    more, message = (
+        Stream(list(stream), tests, stream.class_names, {}),
+        r"^3 of 21 test images were taught, so .*them out$",
+    )
+    with pytest.warns(TaughtImagesWarning, match=message) as told:
+        evaluate(fitted, more)
+    assert told[0].filename == __file__
+    left = evaluate(fitted, more, without_taught=True)
+    assert np.array_equal(left.top, evaluate(fitted, stream).top)
+    evaluate(fitted, stream)
+
+
+def test_a_folder_split_anew_is_told(grown: Any) -> None:
+    method, data = grown
+    fill(data, emu=30)
+    with pytest.warns(TaughtImagesWarning, match="of 12 test images were taught"):
+        evaluate(method, load_stream(data, tasks=1))
+    assert len(evaluate(method, load_stream(data, known=method, include_known=True)).labels) > 2
+
+
+def test_classes_that_the_method_does_not_know_are_told(fitted: Any) -> None:
+    stream = small_stream((2, 2, 2))
+    method = type(fitted)(fitted.backbone, store=fitted.store).fit_task(stream[0])
+    with pytest.warns(UnknownClassesWarning, match="^test images of pattern 42, pattern 5 count as wrong: ") as told:
+        evaluate(method, stream, upto=1)
+    assert told[0].filename == __file__
+    evaluate(method, stream, upto=0)

@@ -47,7 +47,7 @@ class StubStore:
 
 
 class StubBackbone:
-    shelf, batch_size, preprocess = "stub", 4, Preprocess(image_size=8)
+    shelf, identity, batch_size, preprocess = "stub", "stub", 4, Preprocess(image_size=8)
     device = torch.device("cpu")
 
     def __init__(self, dim: int) -> None:

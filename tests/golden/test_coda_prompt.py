@@ -281,7 +281,8 @@ def test_a_test_uses_the_components_of_the_tasks_seen() -> None:
     state = method.state_dict()
     parts = {k: v for k, v in state["components_"].items() if k.endswith("blocks.0")}
     head = {k: v[:2] for k, v in state["head_"].items()}
-    state |= {"tasks_seen_": 1, "classes_": state["classes_"][:2], "components_": parts, "head_": head}
+    state |= {key: state[key][:2] for key in ("classes_", "names_", "displays_")}
+    state |= {"tasks_seen_": 1, "components_": parts, "head_": head}
     first = coda(components={"name": "pool", "pool": 5, "tasks": 2, "ortho": "whole"}).load_state_dict(state)
     assert torch.equal(first.scores(images), scores)
 
@@ -425,12 +426,13 @@ def test_the_backbone_gets_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_published_size_is_3_840_000() -> None:
     """Golden 13: five layers of ViT-B's width; a task trains a tenth of it and the head."""
-    model = vit(img_size=16, patch_size=16, embed_dim=768, depth=5, num_heads=12, mlp_ratio=0.1)
+    model = vit(img_size=8, patch_size=8, embed_dim=768, depth=5, num_heads=12, mlp_ratio=0.1)
     method = coda(model, preset="official", components={"name": "pool"}, layers=[0, 1, 2, 3, 4], length=8)
     for index in range(9):
         method.components_.add(index, method._generator(index), method._initial())
     assert method.learned_parameters() == 9 * 384_000
     method.tasks_seen_, method.classes_ = 9, list(range(1000, 1098))
+    method.names_ = method.displays_ = [str(c) for c in method.classes_]
     tasks = untrained(method)
     method.fit_task(Task(9, TWO_TASKS[0].train, TWO_TASKS[0].classes))
     assert method.learned_parameters() == 3_840_000 + 76_900

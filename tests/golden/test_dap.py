@@ -509,9 +509,10 @@ def test_prompts_stand_behind_cls_and_registers(monkeypatch: pytest.MonkeyPatch)
 def test_another_image_size_is_refused_with_its_number_of_tokens() -> None:
     method = fitted(dap(tiny(dynamic_img_size=True)), 1)
     with pytest.raises(ShapeError, match=r"tokens of an image must be 5, but got 10\. Use the image size of training"):
-        method.scores(torch.zeros(2, 3, 12, 12))
+        method._scores(torch.zeros(2, 3, 12, 12))
+    other = dap(tiny(reg_tokens=1))
     with pytest.raises(CheckpointError, match="generators_"):
-        dap(tiny(reg_tokens=1)).load_state_dict(method.state_dict())
+        other.load_state_dict({**method.state_dict(), "origin_": other.origin_})
 
 
 def test_bfloat16_learns_and_scores() -> None:

@@ -59,7 +59,7 @@ def test_01_equals_scikit_learn_ridge() -> None:
     features, labels = features[:40], labels[:40]
     method = teach(ranpac(6, projection_dim=12, ridge=fixed(0.7)), (features, labels))
     h = method.lift(features)
-    assert torch.equal(h, torch.relu(features @ method.projection_.double()))
+    assert torch.equal(h, torch.relu(features @ method.lift.projection.double()))
     assert h.shape == (40, 12)
     reference = Ridge(alpha=0.7, fit_intercept=False).fit(h, one_hot(labels, 3))
     np.testing.assert_allclose(method.weight.T, reference.coef_, atol=1e-8, rtol=0)
@@ -122,7 +122,7 @@ def test_05_chunk_size_does_not_matter(rows: int, monkeypatch: pytest.MonkeyPatc
     features, labels = clusters(4, 10, 6, noise=2.0)
     monkeypatch.setattr(random_features, "ROWS", rows)
     method = teach(ranpac(6, projection_dim=20), (features, labels))
-    h = torch.relu(features @ method.projection_.double())
+    h = torch.relu(features @ method.lift.projection.double())
     torch.testing.assert_close(unpack(method.gram_, 20), h.T @ h, atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(method.sums_, h.T @ one_hot(labels, 4), atol=1e-10, rtol=1e-10)
     losses = losses_by_hand(*(part for s in split(method, 0, 40) for part in (h[s], one_hot(labels, 4)[s])))
@@ -234,13 +234,15 @@ def test_13_resumed_is_straight(ridge: str) -> None:
     straight = teach(ranpac(6, **config), first, *rest)
     resumed = ranpac(6, **config).load_state_dict(teach(ranpac(6, **config), first).state_dict())
     teach(resumed, *rest)
-    assert straight.state_dict().keys() == resumed.state_dict().keys() >= {"projection_", "gram_", "sums_", "ridges_"}
+    assert (
+        straight.state_dict().keys() == resumed.state_dict().keys() >= {"projection_seed_", "gram_", "sums_", "ridges_"}
+    )
     for key, value in straight.state_dict().items():
         other = resumed.state_dict()[key]
         assert torch.equal(value, other) if isinstance(value, Tensor) else value == other, key
     assert torch.equal(scores(resumed, features), scores(straight, features))
-    assert torch.equal(ranpac(6, **config).projection_, straight.projection_)
-    assert not torch.equal(ranpac(6, projection_dim=20, seed=4).projection_, straight.projection_)
+    assert torch.equal(ranpac(6, **config).lift.projection, straight.lift.projection)
+    assert not torch.equal(ranpac(6, projection_dim=20, seed=4).lift.projection, straight.lift.projection)
 
 
 def test_13_a_loaded_state_replaces_what_was_solved() -> None:

@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestCentroid
 from stubs import clusters, cut, known, predicted, scores, teach, untaught
 
 from perdure import Backbone, FeatureStore, load_stream
-from perdure.data.stream import order_classes
+from perdure.data.order import order_classes
 from perdure.methods.simplecil import SimpleCIL
 
 

@@ -18,10 +18,12 @@ from torch import Tensor
 from perdure import Backbone, FeatureStore
 from perdure.data import ArraySource, FileSource, LabelledImages, Preprocess
 from perdure.data.folders import check_files, keys_of
+from perdure.data.reading import Reading
 from perdure.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from perdure.memory import Exemplars
 from perdure.memory.exemplars import RECORD_BYTES, herding
 from perdure.run.checkpoint import load_state, save_state, tensor_bytes
+from picture_files import tiff
 
 SIDE = 4
 VIEW = Preprocess(image_size=16, crop_pct=0.875)
@@ -376,3 +378,21 @@ def test_nothing_is_kept_of_nothing() -> None:
 def test_files_stay_on_the_cpu_whatever_moves_them() -> None:
     kept = Exemplars("random", n_images=3).to("meta")
     assert kept.files.device.type == kept.labels.device.type == "cpu"
+
+
+def test_kept_images_of_a_range_of_values_look_as_they_did(tmp_path: Path) -> None:
+    path, how = tmp_path / "deep.tif", Reading((0, 4095))
+    path.write_bytes(tiff(16, np.array([0, 1638, 4095], "<u2").tobytes(), 3))
+    source = FileSource([path], keys_of(check_files([path], reading=how)), how)
+    kept = filled("random", LabelledImages(source, np.zeros(1, int)), n_images=1)
+    path.unlink()
+    assert np.asarray(kept.images().source.read(0))[0, :, 0].tolist() == [0, 102, 255]
+    assert kept.images().keys.tolist() == source.keys.tolist()
+
+
+def test_kept_photographs_are_turned_as_the_files_were(tmp_path: Path) -> None:
+    exif, path = Image.Exif(), tmp_path / "0.jpg"
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(path, exif=exif)
+    data = LabelledImages(FileSource([path], keys_of(check_files([path]))), np.zeros(1, int))
+    assert filled("random", data, n_images=1).images().source.read(0).size == (20, 40)

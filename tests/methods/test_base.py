@@ -139,12 +139,12 @@ def test_nothing_is_predicted_before_the_first_task(
 
 
 @pytest.mark.usefixtures("any_shape")
-@pytest.mark.parametrize("shape", [(3, 160, 160), (2, 1, 160, 160), (2, 160, 160, 3)])
-def test_images_must_be_a_batch_of_rgb(backbone: Backbone, stream: Stream, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 1, 160, 160), (2, 160, 160, 3)])
+def test_a_batch_must_be_of_the_eval_view(backbone: Backbone, stream: Stream, shape: tuple[int, ...]) -> None:
     method = SimpleCIL(backbone).fit_task(stream[0])
     with pytest.raises(ShapeError) as error:
         method.scores(torch.zeros(shape, dtype=torch.uint8))
-    assert str(error.value).startswith("SimpleCIL.scores: images must be of shape (batch, 3, height, width)")
+    assert str(error.value).startswith("SimpleCIL.scores: images must be of shape (batch, 3, 160, 160), the eval view")
     assert str(shape) in str(error.value)
 
 
@@ -238,7 +238,7 @@ def test_the_state_of_another_backbone_is_refused(backbone: Backbone, stream: St
     other = Backbone.load("test_efficientnet", pretrained=False, device="cpu")
     method = Finetune(backbone)
     before = snapshot(method)
-    with pytest.raises(CheckpointError, match="backbone_"):
+    with pytest.raises(CheckpointError, match="origin_"):
         method.load_state_dict(Finetune(other).state_dict())
     assert same(snapshot(method), before)
 
@@ -275,8 +275,9 @@ def test_an_entry_that_is_not_as_declared_is_refused(
 def test_columns_too_many_or_too_few_are_refused(backbone: Backbone, stream: Stream) -> None:
     state = SimpleCIL(backbone).fit_task(stream[0]).state_dict()
     for classes in (IDS[:1], IDS[:3]):
+        names = {key: [str(c) for c in classes] for key in ("names_", "displays_")}
         with pytest.raises(CheckpointError, match=rf"counts_ must be int64 of shape \(classes\) = \({len(classes)}\)"):
-            SimpleCIL(backbone).load_state_dict({**state, "classes_": classes})
+            SimpleCIL(backbone).load_state_dict({**state, **names, "classes_": classes})
 
 
 @pytest.mark.parametrize(("value", "told"), [(torch.zeros(2), "Tensor"), ([1], "list")])

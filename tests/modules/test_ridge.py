@@ -12,7 +12,9 @@ from perdure.modules.ridge import (
     packed_gram,
     solve_ridge,
     solve_ridge_upwards,
+    trace,
     unpack,
+    zero_ridge,
 )
 
 
@@ -77,6 +79,24 @@ def test_the_first_ridge_that_can_be_done_is_taken(h: torch.Tensor, y: torch.Ten
     with pytest.raises(ConfigError, match="but got 1e-25"):
         solve_ridge_upwards(gram, sums, [1e-30, 1e-25])
     torch.testing.assert_close(solve_ridge_upwards(gram, sums, [5.0]), solve_ridge(made[0].clone(), sums, 5.0))
+
+
+def test_a_ridge_up_to_zero_is_passed_over(h: torch.Tensor, y: torch.Tensor) -> None:
+    gram, sums = h.T @ h, h.T @ y
+    found = solve_ridge_upwards(gram.clone, sums, [0.1, 0.3, 1.0], 0.3)
+    assert torch.equal(found, solve_ridge(gram.clone(), sums, 1.0))
+    with pytest.raises(ConfigError, match=r"lambda must be .*, but got 0\.3\. Raise it"):
+        solve_ridge_upwards(gram.clone, sums, [0.1, 0.3], 0.3)
+    with pytest.raises(ConfigError, match=r"lambda must be .*, but got 0\.3\. Raise it"):
+        solve_ridge(gram.clone(), sums, 0.3, 0.3)
+
+
+def test_zero_is_a_share_of_the_trace_while_there_are_fewer_images_than_features(h: torch.Tensor) -> None:
+    packed = packed_gram(11)
+    add_gram_(packed, h)
+    assert trace(packed, 11) == pytest.approx(float(h.square().sum()))
+    assert zero_ridge(8.0, 10, 11) == torch.finfo(torch.float64).eps
+    assert zero_ridge(8.0, 11, 11) == 0
 
 
 def pair(h: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

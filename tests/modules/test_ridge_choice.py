@@ -6,9 +6,10 @@ import torch
 from perdure.errors import ConfigError
 from perdure.modules import ridge_choice
 from perdure.modules.random_features import RandomFeatures
-from perdure.modules.ridge import no_statistics
+from perdure.modules.ridge import no_statistics, zero_ridge
 from perdure.modules.ridge_choice import (
     best_ridge,
+    chosen_on_factors,
     chosen_on_rows,
     chosen_on_statistics,
     held_out,
@@ -73,8 +74,36 @@ def test_the_ridge_for_statistics_is_the_best_by_hand(y: torch.Tensor) -> None:
     lift, labels = RandomFeatures(torch.zeros(4, 0), CPU), torch.arange(17) % 3
     everything, held = (lift.added(no_statistics(4), f, labels, part, 3) for part in (rows, rows[11:]))
     before = [t.clone() for t in (*everything, *held)]
-    assert chosen_on_statistics(everything, held, 6, CPU) == best_by_hand(f, y, rows[:11], rows[11:])
+    assert chosen_on_statistics(everything, held, 11, 6, CPU) == best_by_hand(f, y, rows[:11], rows[11:])
     assert all(map(torch.equal, before, (*everything, *held)))
+
+
+def test_the_ridge_for_factors_is_the_best_by_hand(y: torch.Tensor) -> None:
+    rng = torch.Generator().manual_seed(2)
+    f, rows, labels = y + 0.5 * torch.randn(17, 3, generator=rng), torch.arange(17), torch.arange(17) % 3
+    lift, (fit, val) = RandomFeatures(torch.randn(3, 40, generator=rng), CPU), held_out(17, 0.3, rng)
+    none = torch.zeros(0, 40).double(), torch.zeros(0, 0).double()
+    factors = [lift.appended(none, f, labels, part, 3) for part in (fit, val)]
+    assert chosen_on_factors(*factors, CPU) == best_by_hand(lift(f), y, fit, val)
+    statistics = [lift.added(no_statistics(40), f, labels, part, 3) for part in (rows, val)]
+    assert chosen_on_statistics(*statistics, len(fit), len(val), CPU) == best_by_hand(lift(f), y, fit, val)
+
+
+def test_zero_is_that_of_the_rows_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, labels = torch.arange(6), torch.arange(6) % 2
+    f = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    lift, none = RandomFeatures(torch.eye(3, 40), CPU), (torch.zeros(0, 40).double(), torch.zeros(0, 0).double())
+    factors = [lift.appended(none, f, labels, part, 2) for part in (rows[:4], rows[4:])]
+    statistics = [lift.added(no_statistics(40), f, labels, part, 2) for part in (rows, rows[4:])]
+    found = []
+    for name in ("dual", "primal"):
+        monkeypatch.setattr(ridge_choice, f"validation_losses_{name}", lambda *a: found.append(a[-1]) or [1.0] * 17)
+    chosen_on_factors(*factors, CPU)
+    for n_fit in (4, 40):
+        chosen_on_statistics(*statistics, n_fit, 2, CPU)
+    zero = zero_ridge(float(lift(f[:4]).square().sum()), 4, 40)
+    assert zero > 0
+    assert found == pytest.approx([zero, zero, 0])
 
 
 @pytest.mark.parametrize("widths", [(11,), (1, 10), (4, 5, 2)])
@@ -114,6 +143,8 @@ def test_an_unsolvable_ridge_costs_infinity() -> None:
     zero, one = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
     assert validation_losses_dual(zero, zero, one, one, [0.0, 1.0]) == [float("inf"), 1.0]
     assert validation_losses_primal(zero, zero, zero, zero, 1, [0.0, 1.0]) == [float("inf"), 1.0]
+    assert validation_losses_dual(zero, zero, one, one, [0.5, 1.0], 0.5) == [float("inf"), 1.0]
+    assert validation_losses_primal(zero, zero, zero, zero, 1, [0.5, 1.0], 0.5) == [float("inf"), 1.0]
 
 
 def test_the_best_ridge() -> None:

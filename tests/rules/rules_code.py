@@ -107,3 +107,25 @@ def loading_never_unpickles(file: File) -> Iterator[tuple[int, str]]:
 def no_assert(file: File) -> Iterator[tuple[int, str]]:
     for node in file.walk(ast.Assert):
         yield node.lineno, "assert; raise a PerdureError at the door"
+
+
+@file_rule
+def text_files_name_their_encoding(file: File) -> Iterator[tuple[int, str]]:
+    for node in file.walk(ast.Call):
+        attribute = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        opens = file.called(node.func).removeprefix("builtins.") in {"open", "io.open", "os.fdopen"}
+        method = attribute in {"read_text", "write_text"} or (attribute == "open" and not opens and _is_path_open(node))
+        given = {k.arg for k in node.keywords}
+        if (method or (opens and "b" not in _mode(node, 1))) and not given & {"encoding", None}:
+            yield node.lineno, f"{ast.unparse(node.func)} without encoding: every machine has its own default"
+
+
+def _is_path_open(node: ast.Call) -> bool:
+    """Whether a method called ``open`` opens a text file, as far as its arguments tell."""
+    mode = _mode(node, 0)
+    return bool(mode) and set(mode) <= set("rwaxt+")
+
+
+def _mode(node: ast.Call, position: int) -> str:
+    modes = [*node.args[position : position + 1], *(k.value for k in node.keywords if k.arg == "mode")]
+    return str(modes[0].value) if modes and isinstance(modes[0], ast.Constant) else ""

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rules_base import File
+from rules_code import text_files_name_their_encoding
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("tests/scripts/*.py")])
@@ -34,6 +36,13 @@ def by_folder(path: str, text: str) -> Iterator[str]:
 @pytest.mark.parametrize("path", [p.relative_to(ROOT).as_posix() for p in PROGRAMS])
 def test_no_program_imports_another_by_its_folder(path: str) -> None:
     assert list(by_folder(path, (ROOT / path).read_text(encoding="utf-8"))) == []
+
+
+def test_programs_name_the_encoding_of_their_text_files() -> None:
+    paths = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("examples/*.py")]
+    files = [File(p.relative_to(ROOT).as_posix(), p.read_text(encoding="utf-8")) for p in paths]
+    assert len(files) > 30
+    assert list(text_files_name_their_encoding(files)) == []
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ PLANTED = [
     (rules_imports.imports_flow_one_way, {"modules/a.py": "from ..methods import base"}),
     (rules_imports.imports_flow_one_way, {"errors.py": "from perdure import config"}),
     (rules_imports.imports_flow_one_way, {"run/a.py": "from perdure.checks import check_method"}),
+    (rules_imports.imports_flow_one_way, {"checks/a.py": "import perdure\nperdure.cli.main()"}),
     (rules_imports.no_import_cycles, {"data/a.py": "from perdure.data import b", "data/b.py": "import perdure.data.a"}),
     (
         rules_imports.no_import_cycles,
@@ -81,6 +82,7 @@ PLANTED = [
     (rules_imports.imports_stand_at_the_top, {"data/a.py": "def f():\n    if f:\n        import os"}),
     (rules_imports.no_dynamic_imports, {"data/a.py": "import importlib\nimportlib.import_module('timm')"}),
     (rules_imports.no_dynamic_imports, {"data/a.py": "__import__('timm')"}),
+    (rules_imports.no_dynamic_imports, {"lazy.py": "from importlib.util import module_from_spec as m\nm(1)"}),
     (rules_imports.no_dynamic_imports, {"registry.py": "from importlib.util import module_from_spec as m\nm(1)"}),
     (rules_imports.heavy_libraries_have_one_home, {"modules/a.py": "import timm.layers"}),
     (rules_imports.heavy_libraries_have_one_home, {"data/stream.py": "from timm.data import create_transform"}),
@@ -127,6 +129,14 @@ PLANTED = [
     (rules_code.loading_never_unpickles, {"run/a.py": "import numpy as np\nnp.load('x')"}),
     (rules_code.loading_never_unpickles, {"run/a.py": "import numpy\nnumpy.load('x', allow_pickle=True)"}),
     (rules_code.no_assert, {"run/a.py": "assert x, 'y'"}),
+    (rules_code.text_files_name_their_encoding, {"run/a.py": "x = open('y')"}),
+    (rules_code.text_files_name_their_encoding, {"run/a.py": "x = open('y', 'a')"}),
+    (rules_code.text_files_name_their_encoding, {"run/a.py": "x = open('y', mode='w', newline='')"}),
+    (rules_code.text_files_name_their_encoding, {"run/a.py": "from io import open as o\nx = o('y')"}),
+    (rules_code.text_files_name_their_encoding, {"run/a.py": "import os\nx = os.fdopen(3, 'w')"}),
+    (rules_code.text_files_name_their_encoding, {"run/a.py": "x = path.read_text()"}),
+    (rules_code.text_files_name_their_encoding, {"run/a.py": "(a / b).write_text(y, errors='replace')"}),
+    (rules_code.text_files_name_their_encoding, {"run/a.py": "x = path.open('w')"}),
     (rules_words.everything_public_says_its_purpose, {"data/a.py": "x = 1"}),
     (rules_words.everything_public_says_its_purpose, {"data/a.py": '"""A."""\ndef f(): ...'}),
     (rules_words.everything_public_says_its_purpose, {"data/a.py": '"""A."""\nclass A:\n    x = 1'}),
@@ -160,6 +170,8 @@ PLANTED = [
     (rules_words.errors_say_all_five_things, {"data/a.py": "class Mine(DataError): ...\nraise Mine('x')"}),
     (rules_words.all_errors_are_ours, {"data/a.py": "raise ValueError('x')"}),
     (rules_words.all_errors_are_ours, {"data/a.py": "raise RuntimeError"}),
+    (rules_words.all_errors_are_ours, {"data/a.py": "raise AttributeError('x')"}),
+    (rules_words.all_errors_are_ours, {"lazy.py": "raise KeyError('x')"}),
     (rules_words.all_errors_are_ours, {"data/a.py": "raise SystemExit(1)"}),
     (rules_words.hints_have_no_full_stop, {"data/a.py": "raise ConfigError('f', 'x', 'y', 1, 'Lower it.')"}),
     (rules_words.hints_have_no_full_stop, {"data/a.py": "raise ConfigError('f', 'x', 'y', 1, f'Lower {x}.')"}),
@@ -172,6 +184,8 @@ PLANTED = [
 ALLOWED = [
     (rules_imports.imports_flow_one_way, {"cli.py": "from perdure.run import recipe\nfrom perdure import Backbone"}),
     (rules_imports.imports_flow_one_way, {"methods/a.py": "from perdure.train.loop import train\nimport numpy as np"}),
+    (rules_imports.imports_flow_one_way, {"catalog.py": "import perdure", "cli.py": "import perdure, perdure.run"}),
+    (rules_imports.no_dynamic_imports, {"lazy.py": "import importlib\nimportlib.import_module('timm')"}),
     (rules_imports.no_method_imports_another, {"methods/a.py": "from perdure.methods.base import Method"}),
     (rules_imports.no_method_imports_another, {"run/a.py": "from perdure.methods.ranpac import RanPAC"}),
     (rules_imports.no_method_imports_another, {"methods/mos_release.py": "from perdure.methods.mos import MOS"}),
@@ -193,6 +207,13 @@ ALLOWED = [
     (
         rules_code.loading_never_unpickles,
         {"run/a.py": "import numpy, torch\ntorch.load(f, weights_only=True)\nnumpy.load(f, allow_pickle=False)"},
+    ),
+    (
+        rules_code.text_files_name_their_encoding,
+        {
+            "run/a.py": "x = open('y', 'rb'), open('y', mode='ab'), open('y', encoding='utf-8'), open(**how)",
+            "run/b.py": "x = path.read_text(encoding='utf-8'), path.open('rb'), Image.open('y'), source.open()",
+        },
     ),
     (rules_words.everything_public_says_its_purpose, {"data/__init__.py": "", "data/a.py": '"""A."""\ndef _f(): ...'}),
     (
@@ -221,6 +242,7 @@ ALLOWED = [
     (rules_words.errors_say_all_five_things, {"data/a.py": "ConfigError(1, 2, 3, 4, hint=5)\nNonFiniteError(7)"}),
     (rules_words.all_errors_are_ours, {"data/a.py": "raise DataError(1, 2, 3, 4, 5)\nraise error from None"}),
     (rules_words.all_errors_are_ours, {"checks/a.py": "raise s.fail('x')"}),
+    (rules_words.all_errors_are_ours, {"lazy.py": "raise AttributeError('x')\nraise ImportError('x')"}),
     (rules_words.all_errors_are_ours, {"cli.py": "import typer\nraise typer.Exit(2)"}),
     (rules_words.all_errors_are_ours, {"config.py": "@field_validator('x')\ndef f(x):\n    raise ValueError('x|y')"}),
     (

@@ -85,8 +85,8 @@ def test_a_plain_value_changed_on_disk_is_noticed(change: str, tmp_path: Path) -
 def test_a_state_of_the_form_before_is_refused(tmp_path: Path) -> None:
     save_state(tmp_path, {"a_": torch.zeros(1)})
     about = json.loads((tmp_path / "state.json").read_text())
-    (tmp_path / "state.json").write_text(json.dumps({**about, "format": 1}))
-    with pytest.raises(CheckpointError, match=r"format must be 2, but got 1\. Use the perdure that wrote it"):
+    (tmp_path / "state.json").write_text(json.dumps({**about, "format": 2}))
+    with pytest.raises(CheckpointError, match=r"format must be 3, but got 2\. Use the perdure that wrote it"):
         load_state(tmp_path)
 
 

@@ -15,7 +15,7 @@ from perdure import FeatureStore
 from perdure.errors import ConfigError, PerdureError, RecipeError, RunDirectoryError, UnknownNameError
 from perdure.methods import methods
 from perdure.methods.simplecil import SimpleCIL
-from perdure.run import Recipe, Runner, load_recipe, read_method, read_results
+from perdure.run import Recipe, Runner, load, load_recipe, read_results
 from perdure.run.method_file import typed_method
 from perdure.run.report import method_name, write_report
 from perdure.shown import in_full
@@ -135,11 +135,11 @@ def test_a_run_of_it_resumes_and_is_reported_and_read(mine: Path, store: Feature
 
     ran = mine.with_suffix(".ran")
     ran.unlink()
-    with pytest.raises(RecipeError, match=r"my method\.py:Mine.* read_method\(run, method=Class\)"):
-        read_method(out, store=store)
+    with pytest.raises(ConfigError, match=r"my method\.py:Mine.* load\(run, method=Class\)"):
+        load(out, store=store)
     with pytest.raises(RecipeError, match=r"must be a registered one"):
         load_recipe(out / "recipe.yaml")
-    learned = read_method(out, store=store, method=found.kind)
+    learned = load(out, store=store, method=found.kind)
     assert isinstance(learned, found.kind)
     assert learned.tasks_seen_ == 2
     assert not ran.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -19,11 +20,11 @@ from PIL import Image
 
 from in_child import in_child
 from perdure import Task
-from perdure.errors import BackboneError, CheckpointError, RunDirectoryError, StorageError
+from perdure.errors import BackboneError, CheckpointError, DataNotFoundError, RunDirectoryError, StorageError
 from perdure.memory import Exemplars
 from perdure.methods import Method, methods
 from perdure.methods.simplecil import SimpleCIL
-from perdure.run import Results, Runner, load_recipe, read_method, read_results
+from perdure.run import Results, Runner, load, load_recipe, read_results
 from perdure.run.checkpoint import load_state, save_state
 from perdure.run.selection import SELECTION_FILE
 from perdure.train.runtime import peak_rss_bytes
@@ -219,10 +220,11 @@ def test_a_full_disk_keeps_the_finished_tasks(tmp_path: Path) -> None:
 
         if e["event"] == "task_started" and e["task"] == 1:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     # warm the feature store first, so that the limit meets the run directory and nothing else
-    Runner(load_recipe(None, overrides), tmp_path / "warm").run()
+    Runner(load_recipe(None, overrides), tmp_path / "warm", keep_states="all").run()
+    limit = (tmp_path / "warm" / "tasks" / "000" / "state.safetensors").stat().st_size + 100
     status, told = in_child(Runner(load_recipe(None, overrides), tmp_path / "run", on_event=event).run)
     assert status == 1
     assert told.splitlines()[-1].startswith("perdure.errors.StorageError: ")
@@ -249,7 +251,7 @@ def test_a_state_of_other_classes_is_refused(tmp_path: Path) -> None:
     save_state(tmp_path / "run" / "tasks" / "002", {**state, "classes_": [classes[1], classes[0], *classes[2:]]})
     told = rf"state in .*002 must be of the stream's 3 first tasks, .* but got \[{classes[1]}, {classes[0]}, "
     with pytest.raises(CheckpointError, match=told):
-        read_method(tmp_path / "run")
+        load(tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
     with pytest.raises(CheckpointError, match=told):
         Runner(recipe(), tmp_path / "run").run()
@@ -272,22 +274,22 @@ def test_damaged_predictions_and_results_are_named(tmp_path: Path) -> None:
 def test_the_learned_method_is_read_back(name: str, tmp_path: Path) -> None:
     wanted = recipe(name)
     Runner(wanted, tmp_path / "run").run()
-    method, stream = read_method(tmp_path / "run"), wanted.load_stream()
+    method, stream = load(tmp_path / "run"), wanted.load_stream()
     last = arrays(tmp_path / "run")
     guesses = np.concatenate([method.predict(stream.test(i)).numpy() for i in range(3)])
     assert np.array_equal(guesses, last["002/top"][:, 0])
 
 
 def test_a_method_is_not_read_onto_other_weights(tmp_path: Path) -> None:
-    with pytest.raises(RunDirectoryError, match="finished run"):
-        read_method(tmp_path)
+    with pytest.raises(DataNotFoundError, match=r"one that perdure\.save wrote, or a finished run's, but got"):
+        load(tmp_path)
     Runner(recipe(), tmp_path / "run").run()
     file = tmp_path / "run" / "results.json"
     results = json.loads(file.read_text())
     results["provenance"]["recipe"]["backbone"]["init_seed"] = 1
     file.write_text(json.dumps(results))
     with pytest.raises(CheckpointError, match="backbone"):
-        read_method(tmp_path / "run")
+        load(tmp_path / "run")
 
 
 def test_other_versions_are_logged_not_refused(tmp_path: Path) -> None:
@@ -344,7 +346,23 @@ def test_kept_images_are_counted_and_come_back(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(vars(methods)["_things"], "keeps_images", KeepsImages)
     cost = Runner(recipe("keeps_images"), tmp_path / "run").run().cost
     plain = Runner(recipe(), tmp_path / "plain").run().cost
-    method = read_method(tmp_path / "run")
+    method = load(tmp_path / "run")
     assert cost.exemplars == method.n_exemplars == 7 + 6
     assert plain.exemplars == 0
     assert cost.stored_bytes - plain.stored_bytes == method.all_.nbytes + method.parts_[0].nbytes > 13 * 1000
+
+
+def test_files_that_are_not_read_are_logged_and_a_range_of_values_is_resumed(tmp_path: Path) -> None:
+    for part, name in itertools.product(("train", "test"), ("cat", "dog")):
+        folder = tmp_path / "images" / part / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (40, 40), (len(name + part) * 20, 9, ord(name[0]))).save(folder / "0.png")
+    drawings = [tmp_path / "images" / "train" / "cat" / f"{i}.svg" for i in range(3)]
+    for path in drawings:
+        path.touch()
+    asked = recipe("simplecil", f"stream.data={tmp_path / 'images'}", "stream.tasks=2", "stream.value_range=[0, 9]")
+    first = Runner(asked, tmp_path / "run").run()
+    events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    told = [(e["reason"].split(": ")[0], e["number"], e["of"]) for e in events if e["event"] == "file_not_read"]
+    assert told == [(str(path), i + 1, 3) for i, path in enumerate(drawings)]
+    assert Runner(asked, tmp_path / "run").run().model_dump() == first.model_dump()

@@ -15,7 +15,7 @@ import pytest
 from perdure import FeatureStore
 from perdure.errors import CheckpointError, RunDirectoryError, StorageError
 from perdure.methods import Method
-from perdure.run import Results, Runner, load_recipe, read_method
+from perdure.run import Results, Runner, load, load_recipe
 
 SETTINGS = [
     "stream.data=synthetic", "stream.tasks=2", "backbone.name=test_vit", "backbone.pretrained=false",
@@ -55,9 +55,9 @@ def refuse(*args: object) -> None:
     raise AssertionError("this task was done before")
 
 
-# recipe.yaml has 639 bytes, a task's predictions 1524 and 2436, the last state 3256
+# recipe.yaml has some 800 bytes, a task's predictions 1524 and 2436, the states 2152 and 4096
 @pytest.mark.parametrize(
-    ("n_bytes", "finished"), [(0, 0), (100, 0), (900, 0), (1600, 0), (2000, 1), (3000, 1), (100_000, 2)]
+    ("n_bytes", "finished"), [(0, 0), (100, 0), (900, 0), (1600, 0), (2300, 1), (3000, 1), (100_000, 2)]
 )
 def test_a_disk_full_at_any_file_is_named_and_the_same_command_goes_on(
     n_bytes: int, finished: int, run: Callable[..., Results], tmp_path: Path
@@ -108,7 +108,7 @@ def test_a_lock_that_cannot_be_made_is_named(run: Callable[..., Results], tmp_pa
 
 
 def test_tasks_that_cannot_be_made_are_named(run: Callable[..., Results], tmp_path: Path) -> None:
-    with pytest.raises(StorageError), no_file_longer_than(700):
+    with pytest.raises(StorageError), no_file_longer_than(1000):
         run()
     for path in sorted((tmp_path / "run" / "tasks").rglob("*"), reverse=True):
         path.rmdir()
@@ -171,7 +171,7 @@ def test_a_learned_method_without_its_state_is_named(run: Callable[..., Results]
     run()
     (tmp_path / "run" / "tasks").rename(tmp_path / "run" / "gone")
     with pytest.raises(CheckpointError, match=f"{tmp_path}/run/tasks/001"):
-        read_method(tmp_path / "run")
+        load(tmp_path / "run")
 
 
 def test_only_what_a_run_leaves_may_lie_in_its_directory(run: Callable[..., Results], tmp_path: Path) -> None:

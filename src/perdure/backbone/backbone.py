@@ -16,11 +16,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from perdure.backbone.device import device_of, exact_convolutions
-from perdure.backbone.insertable import Insertable
+from perdure.backbone.identity import Identified
+from perdure.backbone.input_size import require_size
 from perdure.backbone.names import full_timm_name
 from perdure.backbone.passes import CPU_BATCH, Passes, finite, in_cpu_batches
 from perdure.backbone.registered import load_registered, means_registered
-from perdure.backbone.settings import digest_of, settings_of, tensors_of, unusual_settings, who_computes
 from perdure.backbone.vit import Prompts, TokenOutput, check_vit, embed_patches, walk
 from perdure.backbone.weights import load_weights, timm_model
 from perdure.data.preprocess import Preprocess, preprocess_from_config
@@ -29,7 +29,7 @@ from perdure.errors import ConfigError
 PRECISIONS: Final = {"float32": None, "bfloat16": torch.bfloat16}
 
 
-class Backbone(Insertable):
+class Backbone(Identified):
     """A stock timm model without its classifier, frozen and in eval mode.
 
     Args:
@@ -40,7 +40,7 @@ class Backbone(Insertable):
         precision: ``float32`` or ``bfloat16`` (autocast; weights stay float32).
 
     Raises:
-        ConfigError: for an unknown precision or a device this machine lacks.
+        ConfigError: for an unknown precision, a device this machine lacks, or an image size the model does not take.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class Backbone(Insertable):
         super().__init__()
         if precision not in PRECISIONS:
             raise ConfigError("Backbone", "precision", f"one of {sorted(PRECISIONS)}", precision, "Use float32")
+        require_size(model, preprocess.image_size, name)
         self.device = device_of(device)
         # channels-last convolutions are up to five times faster on a CPU and no slower elsewhere
         self.model = model.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.name, self.preprocess, self.precision = name, preprocess, precision
         self.dim: int = int(model.head_hidden_size)  # type: ignore[arg-type]
         self.passes = Passes()
-        self._fingerprint: tuple[object, str] | None = None
 
     @classmethod
     def load(
@@ -101,42 +101,12 @@ class Backbone(Insertable):
             if weights is not None:
                 load_weights(model, Path(weights))
             preprocess = preprocess_from_config(resolve_data_config({}, model=model))
-        return cls(model, name=name, preprocess=preprocess.with_preset(preset), device=device, precision=precision)
-
-    @property
-    def fingerprint(self) -> str:
-        """What the model is, in one hash: name, weights, settings, insertions, preprocessing and arithmetic.
-
-        Of the model's settings (pooling, activations, strides, …) it holds those that are not the stock model's, so
-        that it outlasts an upgrade of the libraries. Features of equal fingerprints are equal up to rounding: see
-        :attr:`shelf`.
-
-        Raises:
-            BackboneError: for a backbone of which something may still be trained: its features must not be kept; or
-                for a setting that cannot be told apart, naming it.
-        """
-        self._require_frozen("Backbone.fingerprint")
-        tensors = {**tensors_of(self.model), **tensors_of(self.insertions, "+")}
-        tf32 = self.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
-        parts: tuple[object, ...] = (self.name, self.preprocess, self.precision, self.device.type, tf32)
-        parts += unusual_settings(self.model, self.name)
-        parts += tuple(settings_of(self.insertions, "+").items()) if len(self.insertions) else ()
-        versions = (parts, *((v.data_ptr(), v._version) for v in tensors.values()))
-        if self._fingerprint is None or self._fingerprint[0] != versions:
-            self._fingerprint = (versions, digest_of(parts, tensors))
-        return self._fingerprint[1]
-
-    @property
-    def shelf(self) -> str:
-        """What features must have in common to stand side by side, to the last bit, in one hash.
-
-        Beside the fingerprint, that is who computes: the versions of torch, timm and Pillow, attention fused or not,
-        and the code of modules that belong to no library.
-
-        Raises:
-            BackboneError: as for :attr:`fingerprint`.
-        """
-        return digest_of((self.fingerprint, *who_computes(self)), {})
+        made = cls(model, name=name, preprocess=preprocess.with_preset(preset), device=device, precision=precision)
+        made.source = {
+            "name": name, "weights": weights and str(Path(weights).absolute()), "pretrained": pretrained,
+            "preset": preset, "init_seed": init_seed, "precision": precision,
+        }  # fmt: skip
+        return made
 
     @property
     def batch_size(self) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from perdure.backbone.backbone import Backbone
 from perdure.backbone.sites import has_seat
-from perdure.errors import BackboneError
+from perdure.errors import BackboneError, ConfigError
 from perdure.tags import BACKBONES
 
 
@@ -18,7 +20,12 @@ def require_kind(backbone: Backbone, need: str, who: str) -> None:
 
     Raises:
         BackboneError: if it is not.
+        ConfigError: if it is no backbone at all.
     """
+    if isinstance(backbone, str | nn.Module) and not isinstance(backbone, Backbone):
+        hint = "Write Backbone.load(NAME); a timm model of your own: Backbone(model, name=..., preprocess=...)"
+        got = backbone if isinstance(backbone, str) else type(backbone).__name__
+        raise ConfigError(who, "backbone", "a perdure.Backbone", got, hint)
     if need == "vit":
         backbone.vit  # noqa: B018  # says itself what is missing
     elif need == "transformer" and not has_seat(backbone.model, "mlp"):

@@ -21,6 +21,7 @@ from timm.models import is_model, split_model_name_tag
 from torch import Tensor, nn
 
 from perdure.backbone.default import hybrid_vit, lite0_stem
+from perdure.data.reading import READING
 from perdure.errors import BackboneError
 
 # who upgrades them knows that features may change; their versions are part of a shelf's name
@@ -96,13 +97,13 @@ def unusual_settings(model: nn.Module, name: str) -> tuple[tuple[str, str | None
 
 
 def who_computes(root: nn.Module) -> tuple[object, ...]:
-    """Versions of torch, timm and Pillow, attention fused or not, and code that is no library's.
+    """Versions of torch, timm, Pillow and the reading rule, attention fused or not, and code that is no library's.
 
     Args:
         root: any module.
     """
     fused = [m.fused_attn for m in root.modules() if hasattr(m, "fused_attn")]
-    return torch.__version__, timm.__version__, PIL.__version__, fused, _code_of(root)
+    return torch.__version__, timm.__version__, PIL.__version__, READING, fused, _code_of(root)
 
 
 def _code_of(root: nn.Module) -> list[str]:

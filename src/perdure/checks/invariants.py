@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
 import sys
 import tempfile
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from perdure.checks.course import attended
 from perdure.checks.subject import CLASS_IDS, Subject, equal, frozen_state, pixels, small_stream
-from perdure.data import LabelledImages, Task
+from perdure.data import FileSource, LabelledImages, Task, folders
+from perdure.data.stream import class_incremental
+from perdure.data.synthetic import synthetic_dataset
 from perdure.run.checkpoint import load_state, save_state
 
 TOLERANCE = 1e-5
@@ -47,6 +50,27 @@ def check_batch_does_not_matter(s: Subject) -> None:
     if m.depends_on_test_batch:
         must_be = "false: an image scores the same in every batch"
         raise s.fail("depends_on_test_batch", must_be, True, "Correct the tag, or the property")
+
+
+def check_names_come_with_their_task(s: Subject) -> None:
+    """Class names that later tasks bring change nothing of what a method has learned or answers before them."""
+    backbone, data = s.make_backbone(), synthetic_dataset(CLASS_IDS[:4], train_per_class=3, test_per_class=1)
+    state, scores = [], []
+    for later in ("one name", "another"):
+        names = {c: f"class {i}" if i < 2 else f"{later} {i}" for i, c in enumerate(CLASS_IDS[:4])}
+        place = s.folder / later
+        paths = [place / names[c] / f"{i}.png" for i, c in enumerate(data.train.labels.tolist())]
+        for row, path in enumerate(paths):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data.train.source.read(row).save(path)
+        train = LabelledImages(FileSource(paths, folders.keys_of(folders.check_files(paths))), data.train.labels)
+        task = class_incremental(dc.replace(data, train=train, class_names=names), (2, 2), CLASS_IDS[:4])[0]
+        m = s.method(backbone=backbone).fit_task(task)
+        state.append(frozen_state(m))
+        scores.append(m.scores(pixels(m, data.test)))
+    if not equal(*state) or not torch.equal(*scores):
+        hint = "Read task.class_names, and nothing else, for names: a stream's later classes are not there yet"
+        raise s.fail("fit_task", "blind to the names of classes to come", "another state or other scores", hint)
 
 
 def check_whole_data_equals_batches(s: Subject) -> None:

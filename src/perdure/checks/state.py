@@ -103,8 +103,8 @@ def _spoiled(entry: Entry, value: Any, sizes: Sizes) -> Iterator[tuple[str, Any]
         for what, bad in _out_of_range(entry, sizes) if value.numel() and value.dtype == torch.long else ():
             yield what, torch.cat([value.flatten()[:-1], value.new_tensor([bad])]).view_as(value)
     elif isinstance(value, list | tuple):
-        yield "of another kind", ["text"] * len(value)
         if len(value):
+            yield "of another kind", [0 if entry.kind is str else "text"] * len(value)
             yield "with an item too few", value[:-1]
             yield "with an item too many", [*value, value[-1]]
             for what, bad in _out_of_range(entry, sizes):

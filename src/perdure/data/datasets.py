@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import dataclasses as dc
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from perdure.data.folders import (
-    CheckedFile,
-    KnownGood,
-    check_files,
-    class_files,
-    folders_in,
-    keys_of,
-    refuse_corrupt,
-)
+from perdure.data.folders import CheckedFile, check_classes, folders_in, keys_of, refuse_corrupt, unread_in
 from perdure.data.images import FileSource, LabelledImages
-from perdure.errors import DataError, DataNotFoundError, SplitError, UnknownNameError, did_you_mean
+from perdure.data.layout import class_files, domain_folders, layout, require_folder
+from perdure.data.names import in_natural_order, on_disk, shown
+from perdure.data.reading import Reading
+from perdure.errors import DataError, SplitError, UnknownNameError, did_you_mean
 from perdure.registry import Registry
 
 
@@ -33,6 +29,9 @@ class Dataset:
         test: images to test on.
         class_names: every class id's name.
         quarantined: corrupt files left out on request, with the reason.
+        notes: what a person should know of how the folder was read, in sentences.
+        display_names: what the classes are called for people; as ``class_names`` if not given.
+        unread: files of class folders that look like images but cannot be read here, with what to do.
 
     Raises:
         DataError: if a label has no name, or a test class never occurs in train.
@@ -43,6 +42,9 @@ class Dataset:
     test: LabelledImages
     class_names: Mapping[int, str]
     quarantined: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    display_names: Mapping[int, str] = dc.field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for part, images in (("train", self.train), ("test", self.test)):
@@ -59,13 +61,13 @@ class Dataset:
 datasets: Registry[Callable[[], Dataset]] = Registry("data set", "perdure.data", "perdure.datasets")
 
 
-def cache_dir() -> Path:
-    """Where downloads and features are kept: ``$PERDURE_CACHE``, else ``~/.cache/perdure``."""
-    return Path(os.environ.get("PERDURE_CACHE", "~/.cache/perdure")).expanduser()
-
-
 def load_dataset(
-    data: str | Path, *, test_fraction: float = 0.2, split_seed: int = 0, skip_corrupt: bool = False
+    data: str | Path,
+    *,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+    skip_corrupt: bool = False,
+    value_range: tuple[float, float] | None = None,
 ) -> Dataset:
     """A data set by registered name, or any image folder.
 
@@ -74,20 +76,23 @@ def load_dataset(
         test_fraction: share of each class held out for testing where the folder has no test part.
         split_seed: seed of that split.
         skip_corrupt: leave corrupt files out and record them, rather than refuse to start.
+        value_range: black and white of deep images in files; see :class:`perdure.data.reading.Reading`.
 
     Raises:
         UnknownNameError: if it is neither a known name nor a path.
         SplitError: if ``test_fraction`` is not a fraction.
-        DataNotFoundError: if the folder is missing or empty.
-        DataError: naming every corrupt file, or test classes that train never has.
+        DataNotFoundError: if the folder is missing or empty, or in no layout that is understood.
+        DataError: naming every corrupt file, folders that share one name, or test classes that train never has.
     """
-    path = Path(data).expanduser()
+    path = on_disk(data)
     if not path.exists() and os.sep not in str(data):
         if str(data) not in datasets:
-            hint = did_you_mean(str(data), datasets.names())
-            raise UnknownNameError("data", "name", "a data set or an existing folder", str(data), hint)
+            hint = did_you_mean(shown(data), datasets.names())
+            raise UnknownNameError("data", "name", "a data set or an existing folder", shown(data), hint)
         return datasets.get(str(data))()
-    return folder_dataset(path, test_fraction=test_fraction, split_seed=split_seed, skip_corrupt=skip_corrupt)
+    return folder_dataset(
+        path, test_fraction=test_fraction, split_seed=split_seed, skip_corrupt=skip_corrupt, value_range=value_range
+    )
 
 
 def folder_dataset(
@@ -96,51 +101,37 @@ def folder_dataset(
     test_fraction: float = 0.2,
     split_seed: int = 0,
     skip_corrupt: bool = False,
+    value_range: tuple[float, float] | None = None,
 ) -> Dataset:
-    """An image folder as a data set; class ids follow the sorted class names.
+    """An image folder as a data set; class ids follow the class names in natural order.
 
     Args:
-        root: ``root/{train,test}/<class>/…`` (``val`` serves where there is no ``test``) or ``root/<class>/…``.
+        root: ``root/{train,test}/<class>/…``, parts as in :func:`perdure.data.layout.layout`, or ``root/<class>/…``.
         test_fraction: share of each class held out where there is no test part; a class of one image keeps it in train.
         split_seed: seed of that split.
         skip_corrupt: leave corrupt files out and record them.
+        value_range: as for :func:`load_dataset`.
 
     Raises:
         SplitError: if ``test_fraction`` is not a fraction.
-        DataNotFoundError: if a folder is missing or empty.
-        DataError: naming every corrupt file, or test classes that train never has.
+        DataNotFoundError: if a folder is missing or empty, or in no layout that is understood.
+        DataError: naming every corrupt file, folders that share one name, or test classes that train never has.
     """
     _require_fraction(test_fraction)
-    parts = _checked_parts(root)
+    reading = Reading(value_range)
+    read = _read(root, reading)
     if not skip_corrupt:
-        refuse_corrupt(_files_of(parts))
-    return _dataset(str(root), parts, _ids([parts]), test_fraction, split_seed)
-
-
-def split_parts(root: Path) -> dict[str, Path]:
-    """The ``train`` and ``test`` folders (``val`` may stand for ``test``), or just the root as ``train``."""
-    for test in ("test", "val"):
-        if (root / "train").is_dir() and (root / test).is_dir():
-            return {"train": root / "train", "test": root / test}
-    return {"train": root}
-
-
-def check_classes(per_class: Mapping[str, list[Path]]) -> dict[str, list[CheckedFile]]:
-    """Checks every file of every class; contents that decoded in an earlier run are only hashed.
-
-    Args:
-        per_class: class name to image files.
-
-    Returns:
-        Class name to checked files, in the same order.
-    """
-    flat = [path for paths in per_class.values() for path in paths]
-    checked = iter(check_files(flat, KnownGood(cache_dir() / "decoded.keys")))
-    return {name: [next(checked) for _ in paths] for name, paths in per_class.items()}
+        refuse_corrupt(_files_of(read.parts))
+    return _dataset(shown(root), read, _ids([read]), test_fraction, split_seed, reading)
 
 
 def domain_datasets(
-    root: Path, *, test_fraction: float = 0.2, split_seed: int = 0, skip_corrupt: bool = False
+    root: Path,
+    *,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+    skip_corrupt: bool = False,
+    value_range: tuple[float, float] | None = None,
 ) -> dict[str, Dataset]:
     """One data set per domain, class ids shared: ``root/<domain>/<class>/…``, each domain split as a folder would be.
 
@@ -149,21 +140,23 @@ def domain_datasets(
         test_fraction: as for :func:`folder_dataset`.
         split_seed: as for :func:`folder_dataset`.
         skip_corrupt: as for :func:`folder_dataset`.
+        value_range: as for :func:`load_dataset`.
 
     Raises:
         SplitError: if ``test_fraction`` is not a fraction.
-        DataNotFoundError: if there is no domain, or a folder is missing or empty.
-        DataError: naming every corrupt file, or a domain's test classes that its train never has.
+        DataNotFoundError: if there is no domain, the folders are parts of one data set, or one is missing or empty.
+        DataError: naming every corrupt file, folders that share one name, or test classes that train never has.
     """
-    if not root.is_dir() or not folders_in(root):
-        hint = "Put each domain's classes into root/<domain>/<class>/"
-        raise DataNotFoundError("data", "folder", "one sub-folder per domain", str(root), hint)
     _require_fraction(test_fraction)
-    domains = {d.name: _checked_parts(d) for d in folders_in(root)}
+    reading = Reading(value_range)
+    domains = {name: _read(folder, reading, domain=True) for name, folder in domain_folders(root).items()}
     if not skip_corrupt:
-        refuse_corrupt([f for parts in domains.values() for f in _files_of(parts)])
+        refuse_corrupt([f for read in domains.values() for f in _files_of(read.parts)])
     ids = _ids(domains.values())
-    return {n: _dataset(f"{root}/{n}", parts, ids, test_fraction, split_seed) for n, parts in domains.items()}
+    return {
+        name: _dataset(f"{shown(root)}/{name}", read, ids, test_fraction, split_seed, reading)
+        for name, read in domains.items()
+    }
 
 
 def _require_fraction(test_fraction: float) -> None:
@@ -172,47 +165,80 @@ def _require_fraction(test_fraction: float) -> None:
         raise SplitError("data", "test_fraction", "at least 0 and below 1", test_fraction, hint)
 
 
-def _checked_parts(root: Path) -> dict[str, dict[str, list[CheckedFile]]]:
-    """``train`` and perhaps ``test``, each class name to its checked files."""
-    files = {part: class_files(folder) for part, folder in split_parts(root).items()}
-    return {part: check_classes(per_class) for part, per_class in files.items()}
+@dc.dataclass(frozen=True, slots=True)
+class _Read:
+    """A folder's ``train`` and perhaps ``test``, each class name to its checked files, and what to tell of it."""
+
+    parts: Mapping[str, Mapping[str, list[CheckedFile]]]
+    notes: tuple[str, ...]
+    unread: tuple[str, ...]
+
+
+def _read(root: Path, reading: Reading, *, domain: bool = False) -> _Read:
+    require_folder(root)
+    found = layout(root)
+    files = {part: class_files(folder, part=domain or folder != root) for part, folder in found.parts.items()}
+    unread = [unread_in(folder) for part in found.parts.values() for folder in folders_in(part)]
+    return _Read(
+        parts={part: check_classes(per_class, reading) for part, per_class in files.items()},
+        notes=found.notes,
+        unread=tuple(f"{shown(path)}: {reason}" for each in unread for path, reason in each.items()),
+    )
 
 
 def _files_of(parts: Mapping[str, Mapping[str, list[CheckedFile]]]) -> list[CheckedFile]:
     return [f for per_class in parts.values() for files in per_class.values() for f in files]
 
 
-def _ids(folders: Iterable[Mapping[str, Mapping[str, list[CheckedFile]]]]) -> dict[str, int]:
-    names = {name for parts in folders for per_class in parts.values() for name in per_class}
-    return {name: i for i, name in enumerate(sorted(names))}
+def _ids(folders: Iterable[_Read]) -> dict[str, int]:
+    names = {name for read in folders for per_class in read.parts.values() for name in per_class}
+    return {name: i for i, name in enumerate(in_natural_order(names))}
 
 
 def _dataset(
     name: str,
-    parts: Mapping[str, Mapping[str, list[CheckedFile]]],
+    read: _Read,
     ids: Mapping[str, int],
     test_fraction: float,
     split_seed: int,
+    reading: Reading,
 ) -> Dataset:
     """The readable files as a data set, split by us where there is no test part."""
     good = {
         part: {name: [f for f in files if f.problem is None] for name, files in per_class.items()}
-        for part, per_class in parts.items()
+        for part, per_class in read.parts.items()
     }
     train, test = (good["train"], good["test"]) if "test" in good else _split(good["train"], test_fraction, split_seed)
     return Dataset(
         name=name,
-        train=_labelled(train, ids),
-        test=_labelled(test, ids),
+        train=_labelled(train, ids, reading),
+        test=_labelled(test, ids, reading),
         class_names={i: name for name, i in ids.items()},
-        quarantined=tuple(f"{f.path}: {f.problem}" for f in _files_of(parts) if f.problem is not None),
+        quarantined=tuple(f.complaint for f in _files_of(read.parts) if f.problem is not None),
+        notes=(*read.notes, *_twice(good)),
+        unread=read.unread,
     )
 
 
-def _labelled(per_class: Mapping[str, list[CheckedFile]], ids: Mapping[str, int]) -> LabelledImages:
+def _twice(parts: Mapping[str, Mapping[str, list[CheckedFile]]]) -> Iterator[str]:
+    """What there is to say of images that are in several classes."""
+    classes: dict[bytes, set[str]] = defaultdict(set)
+    for per_class in parts.values():
+        for name, files in per_class.items():
+            for file in files:
+                classes[file.key].add(name)
+    several = [names for names in classes.values() if len(names) > 1]
+    if several:
+        which = in_natural_order(set.union(*several))
+        told = ", ".join(which[:10]) + (f" and {len(which) - 10} more" if len(which) > 10 else "")
+        yield f"{len(several)} images are in several classes ({told}), so some labels are wrong: see perdure data check"
+
+
+def _labelled(per_class: Mapping[str, list[CheckedFile]], ids: Mapping[str, int], reading: Reading) -> LabelledImages:
     files = [f for images in per_class.values() for f in images]
     labels = [ids[name] for name, images in per_class.items() for _ in images]
-    return LabelledImages(FileSource([f.path for f in files], keys_of(files)), np.array(labels, dtype=np.int64))
+    source = FileSource([f.path for f in files], keys_of(files), reading)
+    return LabelledImages(source, np.array(labels, dtype=np.int64))
 
 
 def _split(

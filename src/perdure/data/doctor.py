@@ -7,19 +7,16 @@ no run refuses but every result suffers from: the same image twice, one class un
 from __future__ import annotations
 
 import dataclasses as dc
-import difflib
-import re
-import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import numpy as np
-
-from perdure.data.datasets import check_classes, split_parts
-from perdure.data.folders import CheckedFile, class_folders, folders_in, images_in
+from perdure.data.folders import CheckedFile, check_classes, folders_in, images_in, unread_in
+from perdure.data.layout import Layout, class_folders, domain_folders, layout
+from perdure.data.names import named, shown
+from perdure.data.reading import Reading
+from perdure.data.spelling import similar_pairs
 
 Kind: TypeAlias = Literal[
     "corrupt-file",
@@ -31,15 +28,11 @@ Kind: TypeAlias = Literal[
     "duplicate-across-classes",
     "duplicate-in-class",
     "similar-class-names",
+    "unused-part",
+    "unread-files",
     "ignored-files",
 ]
 Severity: TypeAlias = Literal["error", "warning", "info"]
-
-SIMILAR = 0.9
-"""``difflib`` ratio from which two class names count as spellings of one."""
-
-PLURALS = (("s", ""), ("es", ""), ("ies", "y"))
-"""Endings of English plurals and of their singulars."""
 
 
 @dc.dataclass(frozen=True, slots=True)
@@ -67,11 +60,17 @@ class _Part:
     name: str
     folder: Path
     has_test: bool
+    classes: dict[str, Path]
     files: dict[str, list[Path]]
+    aside: Mapping[Path, str]
 
     @property
     def label(self) -> str:
         return f"{self.domain}/{self.name}" if self.domain else self.name
+
+    def where(self, class_name: str) -> str:
+        """The folder of a class, which another part may have and this one not."""
+        return shown(self.classes.get(class_name, self.folder / class_name))
 
 
 @dc.dataclass(frozen=True, slots=True)
@@ -83,23 +82,28 @@ class _Image:
     file: CheckedFile
 
 
-def check_folder(root: Path) -> list[Finding]:
+def check_folder(root: Path, *, value_range: tuple[float, float] | None = None) -> list[Finding]:
     """Everything there is to say about an image folder; each file is read once.
 
     Args:
-        root: ``root/{train,test}/<class>/…``, ``root/<class>/…`` or ``root/<domain>/<class>/…``.
+        root: ``root/{train,test}/<class>/…``, ``root/<class>/…`` or ``root/<domain>/<class>/…``, read as a run would.
+        value_range: as a run will be given it; see :func:`perdure.data.load_stream`.
 
     Returns:
         The findings, errors first; an empty list means that the folder is fine.
 
     Raises:
-        DataNotFoundError: if the folder is missing or holds no folder.
+        DataNotFoundError: if the folder is missing, or in no layout that is understood.
+        DataError: if two folders share one name.
+        ConfigError: if ``value_range`` is no range.
     """
+    reading = Reading(value_range)
     parts = _parts(root)
+    unread = {path: why for p in parts for folder in p.classes.values() for path, why in unread_in(folder).items()}
     images = [
         _Image(part, name, file)
         for part in parts
-        for name, files in check_classes(part.files).items()
+        for name, files in check_classes(part.files, reading).items()
         for file in files
     ]
     findings = [
@@ -109,7 +113,9 @@ def check_folder(root: Path) -> list[Finding]:
         *_single(parts, images),
         *_duplicates(images),
         *_similar_names(parts),
-        *_ignored(root, parts),
+        *_aside(parts),
+        *_unread(unread),
+        *_ignored(root, parts, unread),
     ]
     return sorted(findings, key=lambda finding: ("error", "warning", "info").index(finding.severity))
 
@@ -124,36 +130,44 @@ def summary(root: Path) -> dict[str, tuple[int, int]]:
         ``train``, ``test``, or ``<domain>/train`` and so on, each with its number of classes and of images.
 
     Raises:
-        DataNotFoundError: if the folder is missing or holds no folder.
+        DataNotFoundError: if the folder is missing, or in no layout that is understood.
+        DataError: if two folders share one name.
     """
     return {p.label: (len(p.files), sum(map(len, p.files.values()))) for p in _parts(root)}
 
 
 def _parts(root: Path) -> list[_Part]:
-    folders = class_folders(root)
+    folders = class_folders(root).values()
     # domains: folders that hold no image of their own, but folders
     nested = any(folders_in(f) for f in folders) and not any(images_in(f) for f in folders)
-    domains = {f.name: f for f in folders} if nested and len(split_parts(root)) == 1 else {"": root}
-    return [
-        _Part(domain, name, part, len(split_parts(folder)) > 1, {f.name: images_in(f) for f in folders_in(part)})
-        for domain, folder in domains.items()
-        for name, part in split_parts(folder).items()
-    ]
+    domains = domain_folders(root) if nested and len(layout(root).parts) == 1 else {"": root}
+    return [_part(domain, name, layout(folder)) for domain, folder in domains.items() for name in layout(folder).parts]
+
+
+def _part(domain: str, name: str, found: Layout) -> _Part:
+    classes = named(folders_in(found.parts[name]))
+    files = {class_name: images_in(folder) for class_name, folder in classes.items()}
+    aside = found.aside if name == "train" else {}
+    return _Part(domain, name, found.parts[name], "test" in found.parts, classes, files, aside)
 
 
 def _corrupt(images: Sequence[_Image]) -> Iterator[Finding]:
     for file in (image.file for image in images):
         if file.problem is not None:
-            yield Finding("corrupt-file", "error", f"{file.path} cannot be read: {file.problem}.", (str(file.path),))
+            message = f"{shown(file.path)} cannot be read: {file.problem}."
+            yield Finding("corrupt-file", "error", message, (shown(file.path),))
 
 
 def _empty(parts: Sequence[_Part]) -> Iterator[Finding]:
     for part in parts:
         if not part.files:
-            yield Finding("empty-folder", "error", f"{part.folder} holds no class folder.", (str(part.folder),))
-        for folder in (part.folder / name for name, files in part.files.items() if not files):
-            but = ", only folders, which are not searched" if folders_in(folder) else ""
-            yield Finding("empty-folder", "error", f"Class folder {folder} holds no image{but}.", (str(folder),))
+            yield Finding(
+                "empty-folder", "error", f"{shown(part.folder)} holds no class folder.", (shown(part.folder),)
+            )
+        for name in (name for name, files in part.files.items() if not files):
+            but = ", only folders, which are not searched" if folders_in(part.classes[name]) else ""
+            folder = part.where(name)
+            yield Finding("empty-folder", "error", f"Class folder {folder} holds no image{but}.", (folder,))
 
 
 def _one_sided(parts: Sequence[_Part]) -> Iterator[Finding]:
@@ -167,10 +181,10 @@ def _one_sided(parts: Sequence[_Part]) -> Iterator[Finding]:
         in_train, in_test = ({name for name, files in part.files.items() if files} for part in (train, test))
         for name in sorted(in_test - in_train):
             message = f"Class {name!r} is in {test.label} but has no image in {train.label}."
-            yield Finding("unseen-test-class", "error", message, (str(test.folder / name),))
+            yield Finding("unseen-test-class", "error", message, (test.where(name),))
         for name in sorted(in_train - in_test):
             message = f"Class {name!r} has no image in {test.label}, so nothing tells how well it is known."
-            yield Finding("untested-class", "warning", message, (str(train.folder / name),))
+            yield Finding("untested-class", "warning", message, (train.where(name),))
 
 
 def _single(parts: Sequence[_Part], images: Sequence[_Image]) -> Iterator[Finding]:
@@ -182,7 +196,7 @@ def _single(parts: Sequence[_Part], images: Sequence[_Image]) -> Iterator[Findin
             if part.name == "train" and decoded[part.label, name] == 1:
                 effect = "" if part.has_test else ", which leaves none to test on"
                 message = f"Class {name!r} has only one image in {part.label}{effect}."
-                yield Finding("one-image-class", "warning", message, (str(part.folder / name),))
+                yield Finding("one-image-class", "warning", message, (part.where(name),))
 
 
 def _duplicates(images: Sequence[_Image]) -> Iterator[Finding]:
@@ -193,7 +207,7 @@ def _duplicates(images: Sequence[_Image]) -> Iterator[Finding]:
     for group in groups.values():
         if len(group) == 1:
             continue
-        n, paths = len(group), tuple(str(image.file.path) for image in group)
+        n, paths = len(group), tuple(shown(image.file.path) for image in group)
         classes = sorted({image.class_name for image in group})
         crosses_parts = len({image.part.name for image in group}) > 1
         if crosses_parts:
@@ -214,54 +228,36 @@ def _similar_names(parts: Sequence[_Part]) -> Iterator[Finding]:
     folders: dict[str, list[str]] = defaultdict(list)
     for part in parts:
         for name in part.files:
-            folders[name].append(str(part.folder / name))
-    for first, second in _similar_pairs(sorted(folders)):
+            folders[name].append(part.where(name))
+    for first, second in similar_pairs(sorted(folders)):
         message = f"Class names {first!r} and {second!r} look like two spellings of one class."
         yield Finding("similar-class-names", "warning", message, (*folders[first], *folders[second]))
 
 
-def _similar_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    words = [re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip() for name in names]
-    letters = [w.replace(" ", "") for w in words]
-    # numbers and single letters tell classes apart on purpose ("type_a", "type_b"; "class_10", "class_11")
-    marks = [[m.lstrip("0") for m in re.findall(r"\d+|\b[^\W\d]\b", w)] for w in words]
-    pairs: set[tuple[int, int]] = set()
-    for forms in (letters, *([_without(w, *ending) for w in words] for ending in PLURALS)):
-        same: dict[str, list[int]] = defaultdict(list)
-        for i, form in enumerate(forms):
-            same[form].append(i)
-        pairs.update(pair for group in same.values() for pair in combinations(group, 2))
-    pairs.update((i, j) for i, j in _alike(letters) if marks[i] == marks[j])
-    return [(names[i], names[j]) for i, j in sorted(pairs)]
+def _aside(parts: Sequence[_Part]) -> Iterator[Finding]:
+    for part in parts:
+        for folder, why in part.aside.items():
+            yield Finding("unused-part", "info", why, (shown(folder),))
 
 
-def _alike(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """The pairs whose ``difflib`` ratio reaches :data:`SIMILAR`."""
-    # Shared letters bound the ratio from above: counting them first spares nearly all of the n² comparisons.
-    counts = np.zeros((len(texts), 64), dtype=np.int16)
-    for i, text in enumerate(texts):
-        for letter in text:
-            counts[i, ord(letter) % 64] += 1
-    lengths = counts.sum(1)
-    for i, text in enumerate(texts):
-        shared = np.minimum(counts[i], counts[i + 1 :]).sum(1)
-        for j in (i + 1 + np.flatnonzero(2 * shared >= SIMILAR * (lengths[i] + lengths[i + 1 :]))).tolist():
-            if difflib.SequenceMatcher(None, text, texts[j], autojunk=False).ratio() >= SIMILAR:
-                yield i, j
+def _unread(unread: Mapping[Path, str]) -> Iterator[Finding]:
+    for reason in dict.fromkeys(unread.values()):
+        paths = tuple(shown(path) for path, why in unread.items() if why == reason)
+        what = "1 image file is" if len(paths) == 1 else f"{len(paths)} image files are"
+        yield Finding("unread-files", "warning", f"{what} not read and will be left out: {reason}.", paths)
 
 
-def _without(words: str, plural: str, singular: str) -> str:
-    """``words`` with a plural ending replaced; short words are left alone ("bus")."""
-    ends = words.endswith(plural) and len(words) > len(plural) + 2
-    return words.removesuffix(plural) + singular if ends else words
-
-
-def _ignored(root: Path, parts: Sequence[_Part]) -> Iterator[Finding]:
-    class_paths = [part.folder / name for part in parts for name in part.files]
+def _ignored(root: Path, parts: Sequence[_Part], unread: Mapping[Path, str]) -> Iterator[Finding]:
+    class_paths = [folder for part in parts for folder in part.classes.values()]
     holders = dict.fromkeys([root, *(p.folder.parent for p in parts if p.folder != root), *(p.folder for p in parts)])
-    used = {*holders, *class_paths, *(path for part in parts for files in part.files.values() for path in files)}
+    used = {
+        *holders,
+        *class_paths,
+        *unread,
+        *(path for part in parts for files in part.files.values() for path in files),
+    }
     seen = (path for folder in [*holders, *class_paths] for path in sorted(folder.iterdir()))
-    ignored = tuple(str(path) for path in seen if path not in used and not path.name.startswith("."))
+    ignored = tuple(shown(path) for path in seen if path not in used and not path.name.startswith("."))
     if ignored:
         what = "1 file or folder is" if len(ignored) == 1 else f"{len(ignored)} files or folders are"
         yield Finding("ignored-files", "info", f"{what} no image of a class and will be ignored.", ignored)

@@ -5,17 +5,29 @@ from __future__ import annotations
 import dataclasses as dc
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from perdure.data.images import DECODE_THREADS, KEY_BYTES, UNREADABLE, content_key
-from perdure.errors import DataError, DataNotFoundError
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+from perdure.data.names import shown
+from perdure.data.reading import (
+    DECODE_THREADS,
+    KEY_BYTES,
+    READING,
+    UNREADABLE,
+    Reading,
+    content_key,
+    formats,
+    kind_of,
+    missing,
+    open_image,
+    suffixes,
+    why_not_read,
+)
+from perdure.errors import DataError
 
 
 @dc.dataclass(frozen=True, slots=True)
@@ -25,6 +37,16 @@ class CheckedFile:
     path: Path
     key: bytes
     problem: str | None
+
+    @property
+    def complaint(self) -> str:
+        """The file and its problem, as a report shows them."""
+        return f"{shown(self.path)}: {self.problem}"
+
+
+def cache_dir() -> Path:
+    """Where downloads and features are kept: ``$PERDURE_CACHE``, else ``~/.cache/perdure``."""
+    return Path(os.environ.get("PERDURE_CACHE", "~/.cache/perdure")).expanduser()
 
 
 def folders_in(root: Path) -> list[Path]:
@@ -37,49 +59,15 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if _is_image(p))
 
 
-def class_folders(root: Path) -> list[Path]:
-    """The sub-folders of ``root``, one per class, sorted by name.
-
-    Raises:
-        DataNotFoundError: if the folder is missing or holds no folder.
-    """
-    require_folder(root)
-    folders = folders_in(root)
-    if not folders:
-        hint = "Put each class's images into a sub-folder named after the class"
-        raise DataNotFoundError("data", "folder", "one sub-folder per class", str(root), hint)
-    return folders
+def unread_in(folder: Path) -> dict[Path, str]:
+    """The visible files directly in ``folder`` that look like images but are not read here, each with what to do."""
+    others = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and not _is_image(p))
+    return {path: reason for path in others if (reason := why_not_read(path)) is not None}
 
 
-def class_files(root: Path) -> dict[str, list[Path]]:
-    """Class name to image files for ``root/<class>/…``.
-
-    Raises:
-        DataNotFoundError: if the folder is missing, holds no class folder, or a class folder holds no image.
-    """
-    files = {folder.name: images_in(folder) for folder in class_folders(root)}
-    empty = [str(root / name) for name, images in files.items() if not images]
-    if empty:
-        nested = any(folders_in(Path(folder)) for folder in empty)
-        hint = (
-            "These hold folders: for root/<domain>/<class>/ set stream.scenario=domain" if nested else "Fill or remove"
-        )
-        raise DataNotFoundError("data", "class folders", "folders with at least one image", empty, hint)
-    return files
-
-
-def require_folder(root: Path) -> None:
-    """Refuses a path that is no folder.
-
-    Raises:
-        DataNotFoundError: if ``root`` is missing or a file.
-    """
-    if not root.is_dir():
-        hint = "Check the path; relative paths start at the current directory"
-        raise DataNotFoundError("data", "folder", "an existing folder", str(root), hint)
-
-
-def check_files(paths: Sequence[Path], known_good: KnownGood | None = None) -> list[CheckedFile]:
+def check_files(
+    paths: Sequence[Path], known_good: KnownGood | None = None, reading: Reading | None = None
+) -> list[CheckedFile]:
     """Hashes every file and decodes those whose content was never decoded before.
 
     JPEG files are decoded at an eighth of their size: the whole bit stream is read, at a fraction of the cost.
@@ -87,7 +75,9 @@ def check_files(paths: Sequence[Path], known_good: KnownGood | None = None) -> l
     Args:
         paths: the files, in any order.
         known_good: contents that were decoded before; new ones are added.
+        reading: how the files become RGB; one that it refuses has a problem.
     """
+    rule = reading or Reading()
     memo = known_good or KnownGood(None)
 
     def check(path: Path) -> CheckedFile:
@@ -95,8 +85,8 @@ def check_files(paths: Sequence[Path], known_good: KnownGood | None = None) -> l
             data = path.read_bytes()
         except OSError as error:
             return CheckedFile(path, b"\0" * KEY_BYTES, error.strerror or str(error))
-        key = content_key(data)
-        return CheckedFile(path, key, None if key in memo else _decoding_problem(data))
+        key = content_key(data, rule)
+        return CheckedFile(path, key, None if key in memo else _decoding_problem(data, rule))
 
     checked: list[CheckedFile] = []
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
@@ -104,6 +94,21 @@ def check_files(paths: Sequence[Path], known_good: KnownGood | None = None) -> l
             checked += pool.map(check, paths[start : start + 1024])
     memo.add(c.key for c in checked if c.problem is None)
     return checked
+
+
+def check_classes(per_class: Mapping[str, list[Path]], reading: Reading | None = None) -> dict[str, list[CheckedFile]]:
+    """Checks every file of every class; contents that decoded in an earlier run are only hashed.
+
+    Args:
+        per_class: class name to image files.
+        reading: how the files become RGB.
+
+    Returns:
+        Class name to checked files, in the same order.
+    """
+    flat = [path for paths in per_class.values() for path in paths]
+    checked = iter(check_files(flat, KnownGood(cache_dir() / f"decoded-{READING}.keys"), reading))
+    return {name: [next(checked) for _ in paths] for name, paths in per_class.items()}
 
 
 class KnownGood:
@@ -147,7 +152,7 @@ def refuse_corrupt(files: Sequence[CheckedFile]) -> None:
     Raises:
         DataError: naming every corrupt file.
     """
-    bad = [f"{f.path}: {f.problem}" for f in files if f.problem is not None]
+    bad = [f.complaint for f in files if f.problem is not None]
     if bad:
         hint = "Repair or remove them, or set skip_corrupt=true to leave them out and record it"
         name = f"each of {len(files)} image files" if len(files) > 1 else "the image file"
@@ -155,19 +160,23 @@ def refuse_corrupt(files: Sequence[CheckedFile]) -> None:
         raise DataError("data", name, must_be, bad if len(bad) > 1 else bad[0], hint)
 
 
-def _decoding_problem(data: bytes) -> str | None:
+def _decoding_problem(data: bytes, reading: Reading) -> str | None:
     if not data:
         return "empty file"
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
-            image.load()
+        with open_image(io.BytesIO(data)) as image:
+            if image.format in ("JPEG", "MPO"):
+                image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+            reading.rgb(image)
     except UnidentifiedImageError:
-        return "not an image of a known format"
+        kind = kind_of(data[:16])
+        return missing(kind) if kind is not None and kind not in formats() else "not an image of a known format"
+    except DataError as error:
+        return f"{error.name} must be {error.must_be}, but got {error.got}. {error.hint}"
     except UNREADABLE as error:
-        return (str(error) or type(error).__name__).splitlines()[0][:120]
+        return (str(error) or type(error).__name__).splitlines()[0][:120].rstrip(".")
     return None
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and os.path.isfile(path)
+    return path.suffix.lower() in suffixes() and not path.name.startswith(".") and os.path.isfile(path)

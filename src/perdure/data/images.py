@@ -19,36 +19,13 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from perdure.data.names import shown
 from perdure.data.preprocess import Preprocess
+from perdure.data.reading import DECODE_THREADS, Reading, content_key, readable
+from perdure.data.reading import KEY_BYTES as KEY_BYTES
 from perdure.errors import DataError, StorageError
 
-KEY_BYTES = 16
-DECODE_THREADS = 2
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises for a file that it cannot decode."""
 CHANGED = "It changed since the data were checked: restore or remove it"
-
-
-def content_key(data: bytes) -> bytes:
-    """The 16-byte BLAKE2b hash that names an image by its content."""
-    return hashlib.blake2b(data, digest_size=KEY_BYTES).digest()
-
-
-@contextlib.contextmanager
-def readable(name: str, hint: str) -> Iterator[None]:
-    """Around the reading of a file.
-
-    Args:
-        name: what to call the image.
-        hint: what to do if it cannot be read.
-
-    Raises:
-        DataError: naming the image, in place of what Pillow raises.
-    """
-    try:
-        yield
-    except UNREADABLE as error:
-        raise DataError("data", "image file", "readable", name, f"{hint} ({error})") from error
 
 
 class ImageSource(Protocol):
@@ -78,36 +55,40 @@ class FileSource:
     Args:
         paths: the files.
         keys: (n,) ``S16`` content hashes of the files' bytes.
+        reading: how they become RGB.
     """
 
-    def __init__(self, paths: Sequence[Path], keys: np.ndarray) -> None:
+    def __init__(self, paths: Sequence[Path], keys: np.ndarray, reading: Reading | None = None) -> None:
         self._paths, self.keys = [str(p) for p in paths], keys  # a Path takes five times the memory of its text
+        self.reading = reading or Reading()
 
     def read(self, row: int) -> Image.Image:
         """Decodes file ``row`` to RGB.
 
         Raises:
-            DataError: naming the file, if it is gone or cannot be decoded.
+            DataError: naming the file, if it is gone, cannot be decoded, or its values are outside the range.
         """
-        with readable(self.name(row), CHANGED), Image.open(self._paths[row]) as image:
-            return image.convert("RGB")
+        with readable(self.name(row), CHANGED):
+            return self.reading.opened(self._paths[row])
 
     def bytes_of(self, row: int) -> bytes:
-        """File ``row`` as it is on disk.
+        """File ``row`` as it is on disk; with a ``value_range``, a PNG of what it looks like.
 
         Raises:
             DataError: naming the file, if it is gone or is not the file whose key is known.
         """
         with readable(self.name(row), CHANGED):
             data = Path(self._paths[row]).read_bytes()
-        if content_key(data).rstrip(b"\0") != self.keys[row]:  # NumPy gives an item without its last zero bytes
+        if (
+            content_key(data, self.reading).rstrip(b"\0") != self.keys[row]
+        ):  # NumPy gives an item without its last zero bytes
             hint = "Restore it, or load the data again"
             raise DataError("data", "image file", "unchanged since the data were checked", self.name(row), hint)
-        return data
+        return data if self.reading == Reading() else _png(self.read(row))
 
     def name(self, row: int) -> str:
-        """The file's path."""
-        return self._paths[row]
+        """The file's path, as :func:`perdure.data.names.shown` writes it."""
+        return shown(self._paths[row])
 
 
 class ArraySource:
@@ -136,13 +117,17 @@ class ArraySource:
 
     def bytes_of(self, row: int) -> bytes:
         """Image ``row`` as PNG, which loses nothing."""
-        file = io.BytesIO()
-        Image.fromarray(self._pixels[row]).save(file, "PNG")
-        return file.getvalue()
+        return _png(Image.fromarray(self._pixels[row]))
 
     def name(self, row: int) -> str:
         """The data set and the row."""
         return f"{self._title}[{row}]"
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 class _JoinedSource:
@@ -150,6 +135,11 @@ class _JoinedSource:
 
     def __init__(self, first: LabelledImages, second: LabelledImages) -> None:
         self._parts = (first, second)
+        ranges = {part.reading.value_range for part in self._parts} - {None}  # kept images are read as 8 bits already
+        if len(ranges) > 1:
+            hint = "Load both with one stream.value_range"
+            raise DataError("LabelledImages", "value_range of both sets", "one", sorted(map(str, ranges)), hint)
+        self.reading = Reading(*ranges)
         self.keys = np.concatenate([first.keys, second.keys])
 
     def _find(self, row: int) -> tuple[LabelledImages, int]:
@@ -202,6 +192,12 @@ class LabelledImages:
         return keys
 
     @property
+    def reading(self) -> Reading:
+        """How the images' files become RGB; the default where they are no files."""
+        reading: Reading = getattr(self.source, "reading", Reading())
+        return reading
+
+    @property
     def classes(self) -> tuple[int, ...]:
         """The class ids present, ascending."""
         return tuple(int(c) for c in np.unique(self.labels))
@@ -228,7 +224,11 @@ class LabelledImages:
         return self.subset(np.flatnonzero(np.isin(self.labels, np.asarray(classes, dtype=np.int64))))
 
     def joined(self, other: LabelledImages) -> LabelledImages:
-        """These images and then ``other``'s, wherever each of them are."""
+        """These images and then ``other``'s, wherever each of them are.
+
+        Raises:
+            DataError: if both are read with a ``value_range``, and not with the same.
+        """
         return LabelledImages(_JoinedSource(self, other), np.concatenate([self.labels, other.labels]))
 
     def batches(

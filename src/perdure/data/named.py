@@ -13,7 +13,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
-from perdure.data.datasets import Dataset, cache_dir, datasets
+from perdure.data.datasets import Dataset, datasets
+from perdure.data.folders import cache_dir
 from perdure.data.images import ArraySource, LabelledImages
 from perdure.errors import DataError, DataNotFoundError
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -15,32 +18,74 @@ from perdure.methods import Method
 TOP = 5
 
 
-def evaluate(method: Method, stream: Stream, *, upto: int) -> Predictions:
-    """Predictions for the test images of tasks 0 to ``upto``, in order; scores are reduced as they come.
+class TaughtImagesWarning(UserWarning):
+    """Test images that were taught: the accuracy on them flatters."""
+
+
+class UnknownClassesWarning(UserWarning):
+    """Test images of classes that a method does not know: they count as wrong."""
+
+
+def evaluate(method: Method, stream: Stream, *, upto: int | None = None, without_taught: bool = False) -> Predictions:
+    """Predictions for a stream's test images, task by task; scores are reduced as they come.
+
+    A class is its name: a stream that numbers the method's classes otherwise, as the folder loaded afresh after it has
+    grown, is evaluated by their names.
 
     Args:
-        method: fitted on tasks 0 to ``upto``; nothing about tasks is told to it.
+        method: fitted on the tasks up to ``upto``; nothing about tasks is told to it.
         stream: where the tests are.
-        upto: index of the last task whose test is used.
+        upto: index of the last task whose test is used; the stream's last one if not given.
+        without_taught: leave test images out that were taught, as in a folder that has grown and is split anew.
+
+    Returns:
+        Labels and predictions as the method's ids; a class that the method does not know has an id that it never gives.
 
     Raises:
         StreamError: if there is no such task.
+
+    Warns:
+        TaughtImagesWarning: if test images were taught.
+        UnknownClassesWarning: if there are test images of classes that the method does not know.
     """
-    if not 0 <= upto < len(stream):
-        raise StreamError("evaluate", "upto", f"between 0 and {len(stream) - 1}", upto, "Ask for a task there is")
-    ids = torch.tensor(method.classes_)
+    last = stream.first + len(stream) - 1
+    upto = last if upto is None else upto
+    if not stream.first <= upto <= last:
+        raise StreamError("evaluate", "upto", f"between {stream.first} and {last}", upto, "Ask for a task there is")
+    ids, mine = torch.tensor(method.classes_), _by_name(method, stream)
     parts: list[tuple[int, Tensor, Tensor]] = []
-    labels = []
-    for index in range(upto + 1):
-        labels.append(stream.test(index).labels)
-        parts += [(index, *_best(scores, ids)) for scores in method.scores_of(stream.test(index))]
+    labels, n_taught = [], 0
+    for index in range(stream.first, upto + 1):
+        test = stream.test(index)
+        taught = np.isin(test.keys, method.taught_keys)
+        n_taught += int(taught.sum())
+        test = test.subset(np.flatnonzero(~taught)) if without_taught else test
+        labels += [mine.get(c, c) for c in test.labels.tolist()]
+        parts += [(index - stream.first, *_best(scores, ids)) for scores in method.scores_of(test)]
+    if n_taught and not without_taught:
+        message = f"{n_taught} of {len(labels)} test images were taught, so accuracy flatters; without_taught=True"
+        warnings.warn(TaughtImagesWarning(f"{message} leaves them out"), stacklevel=2)
+    if unknown := [name for c, name in stream.class_names.items() if mine[c] in set(labels) - set(method.classes_)]:
+        message = f"test images of {', '.join(unknown)} count as wrong: the method does not know these classes"
+        warnings.warn(UnknownClassesWarning(message), stacklevel=2)
     k = min(TOP, len(ids))
     return Predictions(
         task=np.repeat([index for index, _, _ in parts], [len(top) for _, top, _ in parts]).astype(np.int64),
-        labels=np.concatenate(labels),
+        labels=np.array(labels, dtype=np.int64),
         top=np.concatenate([np.empty((0, k), np.int64), *(top.numpy() for _, top, _ in parts)]),
         confidence=np.concatenate([np.empty(0, np.float32), *(c.numpy() for _, _, c in parts)]),
     )
+
+
+def _by_name(method: Method, stream: Stream) -> dict[int, int]:
+    """The stream's class ids to the method's; those that were taught without names are known by their ids."""
+    names, unnamed = method.class_names, method.unnamed
+    ids = {name: c for c, name in names.items() if c not in unnamed}
+    free = itertools.count(max([*names, *stream.class_names, -1]) + 1)
+    mine = {}
+    for c, name in stream.class_names.items():
+        mine[c] = ids[name] if name in ids else c if c not in names or c in unnamed else next(free)
+    return mine
 
 
 def _best(scores: Float[Tensor, "b classes"], ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,21 +59,21 @@ class _Constant(Declaration):
 
     def check(self, name: str, value: Any, mine: Any, sizes: Sizes) -> None:
         if value != mine:
-            raise CheckpointError(WHERE, name, f"as here: {mine!r}", value, HINT)
+            raise CheckpointError(WHERE, f"{name} ({self.meaning})", f"as here: {mine!r}", value, HINT)
 
     def lines(self, name: str) -> Iterator[Line]:
         yield Line(name, (), None)
 
 
 def learned(
-    shape: str, kind: torch.dtype | type[int] | type[float], meaning: str = "", *, each: str = "",
+    shape: str, kind: torch.dtype | type[int] | type[float] | type[str], meaning: str = "", *, each: str = "",
     least: int | None = 0, below: str = "", distinct: bool = False, finite: bool = True, tells: str = "",
 ) -> Any:  # fmt: skip
     """Declares numbers, in the body of a method's class or among the entries of a module.
 
     Args:
         shape: see the module; empty: one number.
-        kind: a tensor's dtype; ``int`` or ``float``: a list of such numbers, or one.
+        kind: a tensor's dtype; ``int``, ``float`` or ``str``: a list of such values, or one.
         meaning: what they are, in few words.
         each: there is a list of as many such values as this size says.
         least: the least whole number; None: any. Other numbers have no bound.

@@ -156,7 +156,7 @@ class Entry(Declaration):
 
     def _odd(self, value: Any, sizes: Sizes) -> Iterator[tuple[str, object]]:
         """What is wrong with values of the right kind and shape."""
-        ends = _ends(value)
+        ends = _ends(value) if self.kind is not str else []
         if self.finite:
             yield from (("finite", end) for end in ends if not math.isfinite(end))
         if self.distinct and len(set(value)) < len(value):
@@ -204,7 +204,9 @@ def name_of(kind: torch.dtype | type) -> str:
     Args:
         kind: of numbers.
     """
-    return str(kind).removeprefix("torch.") if isinstance(kind, torch.dtype) else kind.__name__
+    if isinstance(kind, torch.dtype):
+        return str(kind).removeprefix("torch.")
+    return "text" if kind is str else kind.__name__
 
 
 def told(value: Any) -> object:

@@ -24,7 +24,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from perdure.data import LabelledImages
-from perdure.data.images import KEY_BYTES, readable
+from perdure.data.images import KEY_BYTES
+from perdure.data.reading import Reading, readable
 from perdure.errors import CheckpointError, ConfigError, UnknownNameError, did_you_mean
 from perdure.learned import learned
 from perdure.memory.shelf import Features
@@ -233,8 +234,8 @@ class _KeptFiles:
 
     def read(self, row: int) -> Image.Image:
         file, hint = io.BytesIO(self.bytes_of(row)), "Load an earlier state, or learn the class again"
-        with readable(self.name(row), hint), Image.open(file) as image:
-            return image.convert("RGB")
+        with readable(self.name(row), hint):
+            return Reading().opened(file)
 
     def bytes_of(self, row: int) -> bytes:
         return self._files[self._ends[row] : self._ends[row + 1]].tobytes()

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from perdure.backbone import Backbone
 from perdure.data import LabelledImages
-from perdure.data.datasets import cache_dir
+from perdure.data.folders import cache_dir
 from perdure.errors import ConfigError, NonFiniteError, StorageError
 from perdure.memory.shelf import RECORD, Features, SegmentWriter, ShelfIndex, writing
 from perdure.types import Event, Progress, no_progress
@@ -199,7 +199,7 @@ class FeatureStore:
             about = {"backbone": kind.backbone.name, "dim": kind.dim, "precision": kind.backbone.precision}
             with writing(kind.shelf):
                 kind.shelf.mkdir(parents=True, exist_ok=True)
-                (kind.shelf / "about.json").write_text(json.dumps(about))
+                (kind.shelf / "about.json").write_text(json.dumps(about), encoding="utf-8")
         return mine
 
     def _usable(self, segment: Path, dim: int) -> bool:

@@ -1,7 +1,7 @@
 """RanPAC: ridge regression on random features of a frozen backbone, exact at every task.
 
 Features f are lifted to h = ReLU(f W_R), and what a task adds to G = Σ h hᵀ and Q = Σ h yᵀ is all that is kept of it.
-The head is W_o = (G + λI)⁻¹ Q; the backbone may adapt to the first task before (phase 1).
+Of G it is a factor while there are n < M / 2 images. The head is W_o = (G + λI)⁻¹ Q; phase 1 may adapt the backbone.
 
 Source: McDonnell, Gong, Parvaneh, Abbasnejad & van den Hengel, "RanPAC: Random Projections and Pre-trained Models for
     Continual Learning", NeurIPS 2023 (arXiv 2307.02251), Algorithm 1.
@@ -13,13 +13,15 @@ Deviations:
 - Code: sums and solves are float64; λ is chosen in the dual where that is cheaper, with the same result.
 - LAMDA-PILOT's code scores by the cosine with the columns of W_o: ``head=cosine``, in ``preset=pilot``.
 Relations: SimpleCIL is the same without decorrelation, APER without the ridge; with ``projection_dim=0`` h = f.
-Cost: one pass per image ever, and phase 1's; per task n M² + n d M operations, and M³/3 at the first prediction.
-    State: 4 M² bytes of G (twice for ``ridge=cumulative``) + 8 M per class + 4 d M; a solve holds 8 M² more.
+Cost: one pass per image ever, and phase 1's; a task of k images takes about 4 n (k + 64) M operations, and n² M + n³/3
+    at the first prediction; from n = M/2 on k M², and M³/3. State: 8 n (M + classes) bytes, then 4 M² (twice for
+    ``ridge=cumulative``) + 8 M per class. Memory: 4 d M of W_R, which is drawn again where a state is loaded.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -35,8 +37,9 @@ from perdure.methods.base import TRAINING, FeatureMethod, Tags, methods
 from perdure.modules.gaussians import add_class_counts
 from perdure.modules.heads import cosine_scores
 from perdure.modules.random_features import RandomFeatures
-from perdure.modules.ridge import packed_size, solve_ridge_upwards, unpack
-from perdure.modules.ridge_choice import GRID, RidgeChoice, RidgePerTask, chosen_on_rows, chosen_on_statistics, held_out
+from perdure.modules.ridge import packed_size
+from perdure.modules.ridge_choice import RidgeChoice, RidgePerTask
+from perdure.modules.ridge_sums import RidgeSums
 from perdure.train.adapting import Adaptation, FirstSession
 
 
@@ -63,13 +66,17 @@ class RanPAC(FeatureMethod[RanPACConfig]):
     tags: ClassVar = Tags(small={"projection_dim": 64})
 
     tuned_: nn.Module = learned_module({}, "what adapts to the first task", rest="part")
-    projection_: Tensor = learned("d, columns", torch.float32, "W_R")
-    gram_: Tensor = learned("packed", torch.float64, "G of all images, packed")
-    sums_: Tensor = learned("M, classes", torch.float64, "Q of all images")
+    projection_seed_: int = learned("", int, "draws W_R")
+    projection_sums_: Tensor = learned("d", torch.float64, "of |W_R| in each row: it must be drawn again alike")
+    whole_: int = learned("", int, "1 once G itself is kept, 0 before", tells="whole")
+    factor_: Tensor = learned("rows, M", torch.float64, "R, G = RᵀR; the last rows are of held-out images")
+    targets_: Tensor = learned("rows, classes", torch.float64, "Z, Q = RᵀZ")
+    gram_: Tensor = learned("whole packed", torch.float64, "G of all images, packed")
+    sums_: Tensor = learned("M, whole classes", torch.float64, "Q of all images")
     counts_: Tensor = learned("classes", torch.long, "n_c: images of each class")
     ridges_: list[float] = learned("tasks", float, "lambda after each task")
-    val_gram_: Tensor = learned("held packed", torch.float64, "G of held-out images")
-    val_sums_: Tensor = learned("M, held classes", torch.float64, "Q of held-out images")
+    val_gram_: Tensor = learned("held whole packed", torch.float64, "G of held-out images")
+    val_sums_: Tensor = learned("M, held whole classes", torch.float64, "Q of held-out images")
     n_val_: int = learned("", int, "held-out images")
 
     @property
@@ -78,18 +85,22 @@ class RanPAC(FeatureMethod[RanPACConfig]):
         return self.config.projection_dim or self.backbone.dim
 
     def sizes(self) -> Sizes:
-        """M: random features; packed: M²/2 and a little more; columns: of W_R; held: 1 for ridge=cumulative, else 0."""
-        c, held = self.config, int(self.config.ridge.name == "cumulative")
-        return {"M": self.m, "packed": packed_size(self.m), "columns": c.projection_dim, "held": held}
+        """M: random features; packed: M²/2 and some; rows: images up to M/2, then whole: 1; held: 1 if cumulative."""
+        held = int(self.config.ridge.name == "cumulative")
+        return {"M": self.m, "packed": packed_size(self.m), "held": held}
 
     def setup(self) -> None:
-        """W_R."""
-        c, d = self.config, self.backbone.dim
-        self.first = FirstSession(self.backbone, c.adapt, self._initial())
-        self.tuned_ = self.first.part
-        rng = torch.Generator().manual_seed(self.seed)
-        self.projection_ = torch.randn(d, c.projection_dim, generator=rng)
-        self._solved: Derived[Tensor] = Derived()
+        """What adapts, and W_R."""
+        self.first = FirstSession(self.backbone, self.config.adapt, self._initial())
+        self.tuned_, self.projection_seed_ = self.first.part, self.seed
+        self._lift, self._solved = Derived[RandomFeatures](), Derived[Tensor]()
+        self.projection_sums_ = self.lift.totals
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Self:
+        """As every method, and if it is another W_R that is drawn here, CheckpointError is raised too."""
+        self.sizes_in(state)
+        self._drawn(state["projection_seed_"]).require_totals(state["projection_sums_"])
+        return super().load_state_dict(state)
 
     @property
     def embedder(self) -> Backbone:
@@ -99,46 +110,38 @@ class RanPAC(FeatureMethod[RanPACConfig]):
     @property
     def lift(self) -> RandomFeatures:
         """Features f to random features h, float64."""
-        device = self.backbone.device
-        return RandomFeatures(self.projection_, device if device.type == "cuda" else torch.device("cpu"))  # not MPS
+        return self._drawn(self.projection_seed_)
+
+    def _drawn(self, seed: int) -> RandomFeatures:
+        args = seed, self.backbone.dim, self.config.projection_dim, self.backbone.device
+        return self._lift.of(seed, lambda: RandomFeatures.drawn(*args))
 
     def learned_parameters(self) -> int:
         """What adapted, and the head W_o; the random projection is not learned."""
-        return super().learned_parameters() + self.sums_.numel()
+        return super().learned_parameters() + self.m * len(self.classes_)
 
     def _adapt(self, task: Task) -> None:
         self.first.adapt(task, self.columns(task.train.labels), self._generator(TRAINING), self.store)
 
     def _learn_features(self, features: Features, columns: Int[Tensor, " n"], rng: torch.Generator) -> None:
-        how, lift, width = self.config.ridge, self.lift, len(self.classes_)
-        if how.name == "fixed":
-            ridge = how.value
-        else:
-            ridge = self.ridges_[-1] if self.ridges_ else how.first
-            fit, val = held_out(len(features), how.validation_fraction, rng)
-        if how.name == "per_task":
-            ridge = chosen_on_rows(lift, features, columns, fit, val) or ridge
-        everything = torch.arange(len(features))
-        self.gram_, self.sums_ = lift.added((self.gram_, self.sums_), features, columns, everything, width)
-        if how.name == "cumulative":
-            held = lift.added((self.val_gram_, self.val_sums_), features, columns, val, width)
-            self.val_gram_, self.val_sums_ = held
-            self.n_val_ += len(val)
-            if self.n_val_:
-                ridge = chosen_on_statistics((self.gram_, self.sums_), held, self.n_val_, lift.device)
-        self.counts_ = add_class_counts(self.counts_, columns, width)
+        where = self.lift, features, columns, len(self.classes_)
+        kept, ridge = self.kept.taught(self.config.ridge, self.ridges_, *where, rng)
+        self.whole_, self.factor_, self.targets_, self.n_val_ = int(kept.whole), kept.factor, kept.targets, kept.n_val
+        self.gram_, self.sums_, self.val_gram_, self.val_sums_ = kept.gram, kept.sums, kept.val_gram, kept.val_sums
+        self.counts_ = add_class_counts(self.counts_, columns, len(self.classes_))
         self.ridges_ = [*self.ridges_, ridge]
+
+    @property
+    def kept(self) -> RidgeSums:
+        """Of all images; its ``statistics`` are what :func:`~perdure.modules.ridge.merge_ridge` takes."""
+        tensors = self.factor_, self.targets_, self.gram_, self.sums_, self.val_gram_, self.val_sums_
+        return RidgeSums(*tensors, int(self.counts_.sum()), self.n_val_)
 
     @property
     def weight(self) -> Float[Tensor, "m classes"]:
         """W_o, solved when first needed after a task, float64."""
-        return self._solved.of(self.sums_, self._solve)
-
-    def _solve(self) -> Tensor:
-        # a λ chosen on a small task may be numerically zero beside the G of all tasks: then take the next that is not
-        more = [r for r in GRID if r > self.ridges_[-1] and self.config.ridge.name != "fixed"]
-        gram, sums = self.gram_.to(self.lift.device), self.sums_.to(self.lift.device)
-        return solve_ridge_upwards(lambda: unpack(gram, self.m), sums, [self.ridges_[-1], *more])
+        source, how = self.sums_ if self.whole_ else self.targets_, self.config.ridge
+        return self._solved.of(source, lambda: self.kept.weight(how, self.ridges_[-1], self.lift.device))
 
     def _scores_from_features(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
         h = self.lift(features)

@@ -17,6 +17,7 @@ from torch import Tensor
 from perdure.errors import ConfigError, DataError, ShapeError
 
 BLOCK = 512
+ZERO = torch.finfo(torch.float64).eps / 8  # of tr G: see zero_ridge
 Statistics: TypeAlias = tuple[Float[Tensor, " packed"], Float[Tensor, "m _classes"]]  # G, from packed_gram, and Q
 
 
@@ -98,26 +99,60 @@ def unpack(packed: Float[Tensor, " packed"], m: int) -> Float[Tensor, "m m"]:
     return full
 
 
+def trace(packed: Float[Tensor, " packed"], m: int) -> float:
+    """The sum of a packed matrix's diagonal."""
+    return float(_diagonal(packed, m).sum())
+
+
+def zero_ridge(trace_of_gram: float, n: int, m: int) -> float:
+    """The λ up to which a λ is numerically zero beside G = HᵀH of n images.
+
+    Of fewer images than features G is singular, and rounding decides from which λ on the Cholesky factorisation of
+    G + λI goes through: on random features of photographs from 0.02 to 0.22 eps tr G, and from 0.17 to 1.14 of it for
+    one image. One value among these holds for every way to solve, so that λ hardly depends on the way; where the
+    factorisation fails above it, the next λ is taken as for any other. A G of more images is regular, or the
+    factorisation decides.
+
+    Args:
+        trace_of_gram: tr G.
+        n: images.
+        m: features of each.
+    """
+    return trace_of_gram * ZERO if n < m else 0.0
+
+
 def solve_ridge(
-    gram: Float[Tensor, "m m"], sums: Float[Tensor, "m classes"], ridge: float
+    gram: Float[Tensor, "m m"], sums: Float[Tensor, "m classes"], ridge: float, zero: float = 0.0
 ) -> Float[Tensor, "m classes"]:
     """``(G + λI)⁻¹ Q`` by Cholesky; ``gram`` is overwritten.
 
+    Args:
+        gram: G.
+        sums: Q.
+        ridge: λ.
+        zero: from :func:`zero_ridge`.
+
     Raises:
-        ConfigError: if λ is too small for the matrix to be positive definite in float64.
+        ConfigError: if λ is numerically zero, or too small for the matrix to be positive definite in float64.
     """
     gram.diagonal().add_(ridge)
     # a symmetric matrix is its transpose, whose layout LAPACK factors in place: no second m x m matrix is held
     factor, failed = gram.mT, torch.zeros((), dtype=torch.int32, device=gram.device)
-    torch.linalg.cholesky_ex(factor, out=(factor, failed))
-    if failed:
+    if ridge > zero:
+        torch.linalg.cholesky_ex(factor, out=(factor, failed))
+    if ridge <= zero or failed:
         hint = "Raise it: at this size it is numerically zero beside the Gram matrix"
         raise ConfigError("ridge", "lambda", "large enough for a positive definite matrix", ridge, hint)
-    return torch.cholesky_solve(sums, factor)
+    # two steps with views: cholesky_solve would hold a copy of the factor
+    half = torch.linalg.solve_triangular(factor, sums, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
 def solve_ridge_upwards(
-    gram: Callable[[], Float[Tensor, "m m"]], sums: Float[Tensor, "m classes"], ridges: Sequence[float]
+    gram: Callable[[], Float[Tensor, "m m"]],
+    sums: Float[Tensor, "m classes"],
+    ridges: Sequence[float],
+    zero: float = 0.0,
 ) -> Float[Tensor, "m classes"]:
     """:func:`solve_ridge` with the first λ for which it can be done.
 
@@ -125,15 +160,16 @@ def solve_ridge_upwards(
         gram: makes the matrix, anew for every attempt.
         sums: Q.
         ridges: the λ to try, in order.
+        zero: from :func:`zero_ridge`.
 
     Raises:
         ConfigError: if even the last is too small.
     """
-    *attempts, last = ridges
+    *attempts, last = [ridge for ridge in ridges if ridge > zero] or ridges[-1:]
     for ridge in attempts:
         with contextlib.suppress(ConfigError):
-            return solve_ridge(gram(), sums, ridge)
-    return solve_ridge(gram(), sums, last)
+            return solve_ridge(gram(), sums, ridge, zero)
+    return solve_ridge(gram(), sums, last, zero)
 
 
 def _block_rows(m: int) -> list[tuple[int, int]]:

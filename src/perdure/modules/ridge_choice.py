@@ -19,7 +19,8 @@ from torch import Tensor
 from perdure.config import Config
 from perdure.errors import ConfigError
 from perdure.modules.random_features import RandomFeatures, Rows
-from perdure.modules.ridge import Statistics, no_statistics, solve_ridge, unpack
+from perdure.modules.ridge import Statistics, no_statistics, solve_ridge, unpack, zero_ridge
+from perdure.modules.ridge_factor import Factor, kernel
 
 GRID = tuple(10.0**k for k in range(-8, 9))
 
@@ -83,25 +84,45 @@ def chosen_on_rows(
         return None
     if len(fit) >= lift.m:
         held = lift.added(no_statistics(lift.m), rows, own, val, len(classes))
-        return chosen_on_statistics(lift.added(held, rows, own, fit, len(classes)), held, len(val), lift.device)
+        both = lift.added(held, rows, own, fit, len(classes))
+        return chosen_on_statistics(both, held, len(fit), len(val), lift.device)
     y = F.one_hot(own).double().to(lift.device)
     blocks = zip(lift.blocks(rows[fit.numpy()]), lift.blocks(rows[val.numpy()]), strict=True)
     return best_ridge(GRID, validation_losses_dual(*summed_kernels(blocks), y[fit], y[val], GRID))
 
 
-def chosen_on_statistics(everything: Statistics, held: Statistics, n_held: int, device: torch.device) -> float:
+def chosen_on_statistics(
+    everything: Statistics, held: Statistics, n_fit: int, n_held: int, device: torch.device
+) -> float:
     """The best λ for the rows of ``everything`` that were not held out.
 
     Args:
         everything: of all rows, those held out among them.
         held: of the rows held out.
+        n_fit: how many were not held out.
         n_held: how many these are; at least one.
         device: to compute on.
     """
     m, q_held = len(held[1]), held[1].to(device)
     gram_held = unpack(held[0].to(device), m)
     gram = unpack(everything[0].to(device), m) - gram_held
-    losses = validation_losses_primal(gram, everything[1].to(device) - q_held, gram_held, q_held, n_held, GRID)
+    zero = zero_ridge(float(gram.trace()), n_fit, m)
+    losses = validation_losses_primal(gram, everything[1].to(device) - q_held, gram_held, q_held, n_held, GRID, zero)
+    return best_ridge(GRID, losses)
+
+
+def chosen_on_factors(fit: Factor, held: Factor, device: torch.device) -> float:
+    """The same from factors, which have the inner products of the rows that they stand for.
+
+    Args:
+        fit: of the rows to fit.
+        held: of the rows held out; at least one.
+        device: to compute on.
+    """
+    (factor, targets), (held_factor, held_targets) = ([part.to(device) for part in parts] for parts in (fit, held))
+    square = unpack(kernel(factor), len(factor))
+    zero = zero_ridge(float(square.trace()), *factor.shape)
+    losses = validation_losses_dual(square, held_factor @ factor.T, targets, held_targets, GRID, zero)
     return best_ridge(GRID, losses)
 
 
@@ -128,6 +149,7 @@ def validation_losses_dual(
     targets: Float[Tensor, "fit classes"],
     val_targets: Float[Tensor, "val classes"],
     grid: Sequence[float],
+    zero: float = 0.0,
 ) -> list[float]:
     """Mean squared validation error per λ, from inner products of lifted rows alone; infinite where unsolvable.
 
@@ -137,13 +159,14 @@ def validation_losses_dual(
         targets: one-hot rows of the fitting images.
         val_targets: one-hot rows of the held-out images.
         grid: the λ to try.
+        zero: the λ up to which it is numerically zero.
     """
     losses = []
     for ridge in grid:
         damped = kernel.clone()
         damped.diagonal().add_(ridge)
         factor, failed = torch.linalg.cholesky_ex(damped)
-        if failed:
+        if ridge <= zero or failed:
             losses.append(float("inf"))
             continue
         predicted = cross @ torch.cholesky_solve(targets, factor)
@@ -158,6 +181,7 @@ def validation_losses_primal(
     val_sums: Float[Tensor, "m classes"],
     n_val: int,
     grid: Sequence[float],
+    zero: float = 0.0,
 ) -> list[float]:
     """The same loss from statistics: ``‖H_val W - Y_val‖² = tr WᵀG_val W - 2 tr WᵀQ_val + n_val`` for one-hot targets.
 
@@ -168,11 +192,12 @@ def validation_losses_primal(
         val_sums: Q of the held-out images.
         n_val: how many held-out images.
         grid: the λ to try.
+        zero: the λ up to which it is numerically zero.
     """
     losses = []
     for ridge in grid:
         try:
-            weight = solve_ridge(gram.clone(), sums, ridge)
+            weight = solve_ridge(gram.clone(), sums, ridge, zero)
         except ConfigError:
             losses.append(float("inf"))
             continue

@@ -13,13 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
+from perdure.data.names import typed
 from perdure.errors import CheckpointError
 from perdure.methods import Method
 
-FORMAT = 2
+FORMAT = 3
+REMOVE = "Remove this folder: the run resumes from the task before it, or starts again"
 M = TypeVar("M", bound=Method[Any])
 
 
@@ -37,48 +39,58 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     tree = _to_tree(state, "", tensors)
     save_file(_apart(tensors), folder / "state.safetensors")
     about = {"format": FORMAT, "checksum": _checksum(folder, tree), "state": tree}
-    (folder / "state.json").write_text(json.dumps(about, allow_nan=False))
+    (folder / "state.json").write_text(json.dumps(about, allow_nan=False), encoding="utf-8")
+    # safetensors lets nobody else read its file, whatever the umask says
+    (folder / "state.safetensors").chmod((folder / "state.json").stat().st_mode)
 
 
-def load_state(folder: Path) -> dict[str, Any]:
+def load_state(folder: Path, hint: str = REMOVE) -> dict[str, Any]:
     """Reads back what :func:`save_state` wrote.
+
+    Args:
+        folder: that it was written into.
+        hint: what to do if it is damaged.
 
     Raises:
         CheckpointError: if a file is missing, damaged, or of an unknown format.
     """
-    hint = "Remove this folder: the run resumes from the task before it, or starts again"
     try:
-        about = json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError) as error:
+        about = dict(json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError("checkpoint", "state.json", "readable", str(folder), f"{hint} ({error})") from error
     if about.get("format") != FORMAT:
         raise CheckpointError("checkpoint", "format", str(FORMAT), about.get("format"), "Use the perdure that wrote it")
-    file = folder / "state.safetensors"
-    if not file.is_file() or _checksum(folder, about.get("state")) != about.get("checksum"):
-        raise CheckpointError(
-            "checkpoint", "state.json and state.safetensors", "complete and unchanged", str(folder), hint
-        )
-    state: dict[str, Any] = _from_tree(about["state"], load_file(file))
+    file, name = folder / "state.safetensors", "state.json and state.safetensors"
+    try:
+        if _checksum(folder, about.get("state")) != about.get("checksum"):
+            raise CheckpointError("checkpoint", name, "complete and unchanged", str(folder), hint)
+        # safetensors maps no file whose path is not UTF-8
+        tensors = load_file(file) if typed(str(file)) == str(file) else load(file.read_bytes())
+    except (OSError, RuntimeError) as error:  # it is not there, or another process has just removed it
+        raise CheckpointError("checkpoint", name, "complete and unchanged", str(folder), f"{hint} ({error})") from error
+    state: dict[str, Any] = _from_tree(about["state"], tensors)
     return state
 
 
-def restored(method: M, folder: Path, classes: Sequence[Sequence[int]]) -> M:
+def restored(method: M, folder: Path, tasks: Sequence[Mapping[int, str]]) -> M:
     """A method as a task left it.
 
     Args:
         method: takes over the state.
         folder: of that task.
-        classes: ids, of that task and of all before.
+        tasks: class ids with their names, of that task and of all before.
 
     Raises:
         CheckpointError: if the state cannot be read, or is not of these tasks.
     """
-    state, n, hint = load_state(folder), len(classes), "Remove the run directory and start again"
+    state, n, hint = load_state(folder), len(tasks), "Remove the run directory and start again"
     if state.get("tasks_seen_") != n:
         raise CheckpointError("run", f"state in {folder}", f"of {n} tasks", state.get("tasks_seen_"), hint)
-    if state.get("classes_") != list(dict.fromkeys(c for ids in classes for c in ids)):
-        must_be = f"of the stream's {n} first tasks, their classes in order"
-        raise CheckpointError("run", f"state in {folder}", must_be, state.get("classes_"), hint)
+    names = {c: name for task in tasks for c, name in task.items()}
+    for key, wanted in (("classes_", list(names)), ("names_", list(names.values()))):
+        if state.get(key) != wanted:
+            must_be = f"of the stream's {n} first tasks, their classes in order"
+            raise CheckpointError("run", f"state in {folder}", must_be, state.get(key), hint)
     return method.load_state_dict(state)
 
 

@@ -45,7 +45,7 @@ def registered_method(name: str) -> tuple[Kind, None]:
     if names_file(name):
         hint = (
             "A file runs code, so only a -s typed on the command line may name one: -s method.name=FILE.py:Class; "
-            "in Python give the class itself, as in read_method(run, method=Class)"
+            "in Python give the class itself, as in load(run, method=Class)"
         )
         raise ConfigError("method", "name", "a registered one", name, hint)
     return methods.get(name), None

@@ -1,4 +1,4 @@
-"""What a finished run left in its directory: predictions, results, and the method it learned."""
+"""What a run left in its directory: its recipe, predictions, costs and results."""
 
 from __future__ import annotations
 
@@ -14,11 +14,6 @@ import yaml
 
 from perdure.errors import CheckpointError, RunDirectoryError
 from perdure.eval import Predictions
-from perdure.memory import FeatureStore
-from perdure.methods import Method
-from perdure.run.checkpoint import restored
-from perdure.run.method_file import Kind
-from perdure.run.recipe import Recipe
 from perdure.run.results import Results, TaskCost
 
 
@@ -34,7 +29,7 @@ def read_recipe(file: Path) -> dict[str, Any]:
         CheckpointError: if it is damaged.
     """
     with _damage_named(file):
-        return dict(yaml.safe_load(file.read_text()))
+        return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
 def read_predictions(task: Path) -> Predictions:
@@ -56,7 +51,7 @@ def read_cost(task: Path) -> TaskCost:
         CheckpointError: if the file is missing or damaged.
     """
     with _damage_named(task / "cost.json"):
-        return TaskCost(**json.loads((task / "cost.json").read_text()))
+        return TaskCost(**json.loads((task / "cost.json").read_text(encoding="utf-8")))
 
 
 @contextlib.contextmanager
@@ -80,30 +75,7 @@ def read_results(run: Path) -> Results:
         hint = "Finish it with the command in its recipe.yaml" if (run / "recipe.yaml").exists() else "Check the path"
         raise RunDirectoryError("report", "run", "a finished run directory", str(run), hint)
     try:
-        return Results.model_validate_json(file.read_text())
+        return Results.model_validate_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         hint = "It was written by another version of perdure, or edited"
         raise CheckpointError("report", str(file), "valid results", str(error).splitlines()[0], hint) from error
-
-
-def read_method(run: Path, *, store: FeatureStore | None = None, method: Kind | None = None) -> Method:
-    """The method as a finished run left it, on its backbone.
-
-    Args:
-        run: the run directory.
-        store: the feature store; the machine's default if not given.
-        method: the method's class, for a run whose method came from a file: that file is not run here.
-
-    Raises:
-        RunDirectoryError: if the directory is not a finished run.
-        RecipeError: if its recipe cannot be used here, as that its method came from a file and no class is given.
-        CheckpointError: if its last state is missing or damaged, or the backbone's weights are others than then.
-    """
-    results = read_results(run)
-    told = results.provenance
-    recipe = Recipe.from_values(told.recipe, method=method)
-    learned = recipe.make_method(recipe.load_backbone(), store or FeatureStore())
-    if learned.backbone.fingerprint != told.fingerprints["backbone"]:
-        was, hint = told.fingerprints["backbone"], "Use the weights, device and precision it was run with"
-        raise CheckpointError("read_method", "backbone", f"{was}, as in the run", learned.backbone.fingerprint, hint)
-    return restored(learned, task_folder(run, len(results.task_classes) - 1), results.task_classes)

@@ -6,10 +6,10 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, StrictInt, field_validator
 
 from perdure.backbone import Backbone
 from perdure.backbone.names import full_timm_name
@@ -17,6 +17,8 @@ from perdure.backbone.registered import means_registered
 from perdure.config import KIND, PRESET, Config, MethodConfig, load, parse_override, preset_names
 from perdure.data import Stream, load_stream
 from perdure.data.datasets import datasets
+from perdure.data.names import on_disk, typed
+from perdure.data.reading import Reading
 from perdure.errors import ConfigError, DataNotFoundError, PerdureError, RecipeError, UnknownNameError, did_you_mean
 from perdure.memory import FeatureStore
 from perdure.methods import Method, methods
@@ -24,6 +26,8 @@ from perdure.run.method_file import Kind, registered_method, short_name, typed_m
 from perdure.run.streams import STREAMS, without_name
 
 SECTIONS = ("stream", "backbone", "method", "seed")
+WRITTEN = ("fingerprints", "found", "versions")  # what a run adds to its recipe.yaml, for those who repeat it
+_typed = BeforeValidator(lambda value: typed(value) if isinstance(value, str) else value)
 Find = Callable[[str], tuple[Kind, str | None]]  # a method's class by its name, and the hash of its file
 
 
@@ -33,19 +37,22 @@ class StreamConfig(Config):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = STREAMS
 
     preset: str | None = Field(None, description="a named stream to start from, e.g. cifar100-b0-inc10")
-    data: str = Field(description="a data set's name or an image folder")
+    data: Annotated[str, _typed] = Field(description="a data set's name or an image folder")
     tasks: int | None = Field(None, ge=1, description="this many tasks, as even as possible")
     base: int | None = Field(None, ge=0, description="classes of the first task (0: increment)")
     increment: int | None = Field(None, ge=1, description="classes of every later task")
     sizes: list[int] | None = Field(None, description="classes of each task")
     order_seed: int | None = Field(1993, ge=0, le=2**32 - 1, description="class order; null: ascending ids")
-    class_order: list[int | str] | None = Field(None, description="the order itself, ids or names")
+    class_order: list[StrictInt | str] | None = Field(None, description="the order itself: ids, or names in quotes")
     scenario: Literal["class", "domain"] = Field("class", description="what a task brings")
+    domain_order: list[str] | None = Field(None, description="the order of the domains, by name")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="held out where there is no test folder")
     split_seed: int = Field(0, ge=0, description="of that split and of the draws below")
     train_per_class: int | None = Field(None, ge=1, description="keep at most this many training images per class")
     test_per_class: int | None = Field(None, ge=1, description="keep at most this many test images per class")
     skip_corrupt: bool = Field(False, description="leave corrupt files out and record them")
+    value_range: list[float] | None = Field(None, description="black and white of deep images, e.g. [0, 4095]")
+    aliases: str | None = Field(None, description="a file of class names for people, by folder name")
 
     @field_validator("preset")
     @classmethod
@@ -53,6 +60,15 @@ class StreamConfig(Config):
         if preset is not None and preset not in preset_names(cls):
             raise ValueError(PRESET)
         return preset
+
+    @field_validator("value_range")
+    @classmethod
+    def _range_is_one(cls, given: list[float] | None) -> list[float] | None:
+        try:
+            Reading(given)  # type: ignore[arg-type]  # a list of any length: what it must be is checked there
+        except ConfigError as error:
+            raise ValueError(error.must_be) from None
+        return given
 
 
 class BackboneConfig(Config):
@@ -78,6 +94,7 @@ class Recipe(Config):
         code: the SHA-256 of the file that the class was taken from; None for a registered one.
         method: its settings.
         seed: of everything random in the method.
+        found: what another run of it found in its data, if it is that run's ``recipe.yaml``; decides nothing.
     """
 
     stream: StreamConfig
@@ -87,6 +104,7 @@ class Recipe(Config):
     code: str | None = None
     method: MethodConfig
     seed: int = Field(0, ge=0)
+    found: Any = None
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], *, method: Kind | None = None) -> Recipe:
@@ -106,7 +124,7 @@ class Recipe(Config):
         problems: list[PerdureError] = [
             ConfigError("recipe", "section", "one of its sections", key, did_you_mean(key, SECTIONS))
             for key in values
-            if key not in SECTIONS
+            if key not in (*SECTIONS, *WRITTEN)
         ]
         sections = {name: _mapping(values, name, problems) for name in SECTIONS[:3]}
         stream = _section(StreamConfig, "stream", sections["stream"], problems)
@@ -124,7 +142,7 @@ class Recipe(Config):
             raise RecipeError(problems)
         return cls.model_construct(
             stream=stream, backbone=backbone, method_name=short_name(name), kind=kind, code=code, method=config,
-            seed=seed.seed if seed else 0,
+            seed=seed.seed if seed else 0, found=values.get("found"),
         )  # fmt: skip
 
     def values(self) -> dict[str, Any]:
@@ -202,7 +220,7 @@ def override(values: dict[str, Any], text: str) -> None:
     Raises:
         ConfigError: if there is no ``=``, or the key is below one that is no section.
     """
-    node, (keys, value) = values, parse_override(text)
+    node, (keys, value) = values, parse_override(typed(text))
     for key in keys[:-1]:
         if isinstance(node.get(key), str) and node is not values and keys[0] == "method":  # a section's kind
             node[key] = {KIND: node[key]}
@@ -219,9 +237,10 @@ def _read(path: Path) -> dict[str, Any]:
         hint = did_you_mean(str(path), siblings)
         raise UnknownNameError("perdure", "recipe", "an existing YAML file", str(path), hint)
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("recipe", str(path), "valid YAML", str(error).splitlines()[0], "Correct the file") from None
+        hint = "Correct the file" if isinstance(error, yaml.YAMLError) else "Save it as UTF-8"
+        raise ConfigError("recipe", str(path), "valid YAML", str(error).splitlines()[0], hint) from None
     if not isinstance(values, dict):
         raise ConfigError("recipe", str(path), "a mapping of sections", values, f"Known: {', '.join(SECTIONS)}")
     return {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
@@ -255,7 +274,7 @@ def _full_name(backbone: BackboneConfig) -> str:
 
 
 def _require_data(data: str) -> None:
-    if Path(data).expanduser().exists() or data in datasets:
+    if on_disk(data).exists() or data in datasets:
         return
     if "/" in data:
         hint = "Check the path; relative paths start at the current directory"

@@ -17,6 +17,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from perdure.data.names import shown
 from perdure.errors import RunDirectoryError, StorageError
 from perdure.methods import methods
 from perdure.run.figures import RUN_COLORS, SYMBOLS, accuracy_curves, class_bars, matrix_range, task_matrix
@@ -134,7 +135,7 @@ def run_labels(runs: Mapping[Path, Results]) -> list[str]:
         own = [key for key in keys if len({repr(s.get(key)) for s in twins}) > 1]
         detail = [f"{key.rpartition('.')[2]}={settings[path].get(key, '–')}" for key in own[:3]]
         labels[path] = _with_detail(method_name(r), detail)
-    for name in (lambda path: path.resolve().name, str):
+    for name in (lambda path: shown(path.resolve().name), shown):
         count = Counter(labels.values())
         labels = {path: _with_detail(label, [name(path)] if count[label] > 1 else []) for path, label in labels.items()}
     return list(labels.values())
@@ -240,11 +241,11 @@ def _view(index: int, path: Path, label: str, results: Results) -> RunView:
     matrix, n = results.accuracy_matrix, len(results.accuracy_matrix)
     last = _with_sign(results.metrics.last_accuracy)
     accuracies = [c.accuracy for c in classes]
-    untested = sorted(name for c, name in results.class_names.items() if c not in results.class_accuracy)
+    untested = sorted(name for c, name in results.names.items() if c not in results.class_accuracy)
     span = f"{percent(min(accuracies, default=None))} % to {percent(max(accuracies, default=None))} %"
     return RunView(
         label=label,
-        path=str(path),
+        path=shown(path),
         results=results,
         headline=headline(label, results),
         color=f"var(--run-{index % RUN_COLORS})",
@@ -267,7 +268,7 @@ def _classes(path: Path, results: Results) -> list[ClassRow]:
         tests = {str(i): int(n) for i, n in zip(ids, counts, strict=True)}
     first_task = {str(c): k for k, ids in reversed(list(enumerate(results.task_classes, 1))) for c in ids}
     rows = [
-        ClassRow(results.class_names.get(c, f"class {c}"), first_task.get(c), accuracy, tests.get(c))
+        ClassRow(results.names.get(c, f"class {c}"), first_task.get(c), accuracy, tests.get(c))
         for c, accuracy in results.class_accuracy.items()
     ]
     return sorted(rows, key=lambda row: (row.accuracy, -(row.tests or 0), row.name))

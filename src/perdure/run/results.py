@@ -100,9 +100,15 @@ class Results(_Part):
     metrics: Metrics
     class_accuracy: dict[str, float] = Field(description="after the last task, by class id")
     class_names: dict[str, str] = Field(description="by class id")
+    display_names: dict[str, str] | None = Field(None, description="by class id: the names for people")
     task_classes: list[list[int]] = Field(description="class ids of each task, in order of arrival")
     cost: Cost
     selection: list[Selection | None] | None = Field(
         None, description="after each task (null: not recorded); null for a method that does not choose prompts"
     )
     provenance: Provenance
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What people call the classes, by id."""
+        return {**self.class_names, **(self.display_names or {})}

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,16 +28,17 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from safetensors import SafetensorError
 
 from perdure.data import Stream
-from perdure.errors import RunDirectoryError, StorageError
+from perdure.data.names import on_disk, typed
+from perdure.errors import ConfigError, RunDirectoryError, StorageError
 from perdure.eval import Predictions, evaluate
 from perdure.memory import FeatureStore
 from perdure.methods import Method
 from perdure.run.checkpoint import restored, save_state, tensor_bytes
+from perdure.run.claim import RECIPE, data_changes, facts_of, refuse_another
 from perdure.run.reading import read_cost, read_predictions, read_recipe, read_results, task_folder
-from perdure.run.recipe import Recipe
+from perdure.run.recipe import Recipe, load_recipe
 from perdure.run.results import Results, Selection, TaskCost
 from perdure.run.selection import SELECTION_FILE, read_selection, selection_after
-from perdure.run.streams import without_name
 from perdure.run.summary import machine, now, summarise, versions
 from perdure.train.runtime import peak_rss_bytes
 from perdure.types import Progress, no_progress
@@ -69,9 +70,9 @@ class Runner:
         progress: Progress = no_progress,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
-        self.recipe, self.out = recipe, out or Path("runs") / recipe.label
+        self.recipe, self.out = recipe, on_disk(out or Path("runs") / recipe.label)
         self.store = store or FeatureStore(progress=progress)
-        self.keep_states, self.command, self._on_event = keep_states, command, on_event
+        self.keep_states, self.command, self._on_event = keep_states, typed(command), on_event
 
     def run(self) -> Results:
         """Runs all tasks that are not done yet and writes ``results.json``.
@@ -100,11 +101,15 @@ class Runner:
         fingerprints = {"stream": stream.fingerprint, "backbone": backbone.fingerprint}
         if self.recipe.code:
             fingerprints["method"] = self.recipe.code
-        self._claim(fingerprints)
+        self._claim(stream, fingerprints)
         method, done = self._resume(method, stream)
         self._log("run_started", recipe=self.recipe.label, tasks=len(stream), tasks_done=done)
+        for note in stream.notes:
+            self._log("note", text=note)
         for reason in stream.quarantined:
             self._log("file_left_out", reason=reason)
+        for number, reason in enumerate(stream.unread, 1):
+            self._log("file_not_read", reason=reason, number=number, of=len(stream.unread))
         for task in stream[done:]:
             name = f"task {task.index + 1}/{len(stream)}"
             self._log("task_started", task=task.index, classes=len(task.classes), images=len(task.train), name=name)
@@ -128,12 +133,14 @@ class Runner:
             self._log("task_finished", task=task.index, accuracy=accuracy, **dc.asdict(cost))
         return self._finish(stream, method, fingerprints)
 
-    def _claim(self, fingerprints: dict[str, str]) -> None:
+    def _claim(self, stream: Stream, fingerprints: dict[str, str]) -> None:
         """Writes ``recipe.yaml``, or checks that the one there asks for the same."""
-        file = self.out / "recipe.yaml"
-        mine = {**self.recipe.values(), "fingerprints": fingerprints}
+        file, found = self.out / RECIPE, facts_of(stream)
+        mine = {**self.recipe.values(), "fingerprints": fingerprints, "found": found}
         if not file.exists():
-            others = [p.name for p in self.out.iterdir() if p.name not in (".lock", _unfinished(file).name)]
+            others = [
+                p.name for p in self.out.iterdir() if p.name not in (".lock", "log.jsonl", _unfinished(file).name)
+            ]
             if others:
                 hint = "Give an empty or new --out"
                 raise RunDirectoryError("run", "directory", "empty or a run's", f"{self.out} holding {others[0]}", hint)
@@ -142,13 +149,11 @@ class Runner:
                 _write(
                     file, text + yaml.safe_dump({**mine, "versions": versions()}, sort_keys=False, allow_unicode=True)
                 )
+            if changed := data_changes(self.recipe.found, found):
+                self._log("data_changed", since=changed)
             return
         theirs = read_recipe(file)
-        told = without_name({k: v for k, v in theirs.items() if k != "versions"})
-        different = _differences(without_name(mine), told)
-        if different:
-            hint = f"Give another --out; {self.out} differs in this recipe"
-            raise RunDirectoryError("run", "directory", "made by the same recipe", different, hint)
+        refuse_another(self.out, mine, theirs)
         if theirs.get("versions") != versions():
             self._log("versions_changed", was=theirs.get("versions"), now=versions())
 
@@ -162,7 +167,7 @@ class Runner:
         while done < len(stream) and self._task(done).is_dir():
             done += 1
         if done:
-            restored(method, self._task(done - 1), [task.classes for task in stream[:done]])
+            restored(method, self._task(done - 1), [task.class_names for task in stream[:done]])
         return method, done
 
     def _commit(
@@ -174,9 +179,9 @@ class Runner:
             temporary.mkdir(parents=True)
             save_state(temporary, state)
             np.savez(temporary / "predictions.npz", **dc.asdict(predictions))
-            (temporary / "cost.json").write_text(json.dumps(dc.asdict(cost)))
+            (temporary / "cost.json").write_text(json.dumps(dc.asdict(cost)), encoding="utf-8")
             if selection is not None:
-                (temporary / SELECTION_FILE).write_text(selection.model_dump_json())
+                (temporary / SELECTION_FILE).write_text(selection.model_dump_json(), encoding="utf-8")
             temporary.rename(final)
         if self.keep_states == "last" and index:
             for name in ("state.safetensors", "state.json"):
@@ -215,7 +220,7 @@ class Runner:
         return results
 
     def _started(self) -> str:
-        for line in (self.out / "log.jsonl").read_text().splitlines():
+        for line in (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):  # a full disk or a kill may have cut it short
                 return str(json.loads(line)["time"])
         return now()
@@ -225,25 +230,49 @@ class Runner:
 
     def _log(self, event: str, **details: Any) -> None:
         line = {"time": now(), "event": event, **details}
-        with self._writing(), open(self.out / "log.jsonl", "a") as log:
+        with self._writing(), open(self.out / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
         if self._on_event:
             self._on_event(line)
 
 
+def run_recipe(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    store: FeatureStore | None = None,
+    progress: Progress = no_progress,
+) -> Results:
+    """Runs a recipe, or goes on where it stopped.
+
+    Args:
+        recipe: a YAML file, its values by section, or what ``load_recipe`` gave.
+        out: the run directory; ``runs/<the recipe's label>`` by default. ``perdure.load(out)`` opens it.
+        overrides: ``section.key=value`` texts, for a file.
+        store: the feature store; the machine's default if not given.
+        progress: called while images are embedded.
+
+    Raises:
+        RecipeError: with every problem of the recipe.
+        ConfigError: for overrides of anything but a file.
+        RunDirectoryError: if the directory belongs to another recipe, or another process is running it.
+        StorageError: if the disk is full; all finished tasks are kept.
+    """
+    if isinstance(recipe, str | Path):
+        recipe = load_recipe(Path(recipe).expanduser(), overrides)
+    elif overrides:
+        hint = "Change the values themselves"
+        raise ConfigError("run_recipe", "overrides", "left out but for a file", list(overrides), hint)
+    checked = recipe if isinstance(recipe, Recipe) else Recipe.from_values(recipe)
+    return Runner(checked, None if out is None else Path(out).expanduser(), store=store, progress=progress).run()
+
+
 def _write(file: Path, text: str) -> None:
     """Whole or not at all."""
-    _unfinished(file).write_text(text)
+    _unfinished(file).write_text(text, encoding="utf-8")
     os.replace(_unfinished(file), file)
 
 
 def _unfinished(file: Path) -> Path:
     return file.with_name(f".{file.name}")
-
-
-def _differences(mine: Any, theirs: Any, path: str = "") -> list[str]:
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        keys = [*mine, *(k for k in theirs if k not in mine)]
-        found = [_differences(mine.get(k), theirs.get(k), f"{path}.{k}" if path else str(k)) for k in keys]
-        return [line for lines in found for line in lines]
-    return [] if mine == theirs else [f"{path} = {theirs!r} there, {mine!r} asked for"]

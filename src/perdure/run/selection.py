@@ -64,7 +64,7 @@ def read_selection(task: Path) -> Selection | None:
     if not file.exists():
         return None
     try:
-        return Selection.model_validate_json(file.read_text())
+        return Selection.model_validate_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         hint = "Remove the run directory and run the same command again; features are kept"
         raise CheckpointError("run", SELECTION_FILE, "readable", str(task), hint) from error

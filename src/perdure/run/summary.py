@@ -85,6 +85,7 @@ def summarise(
         metrics=metrics,
         class_accuracy={str(c): a for c, a in class_accuracy(last).items()},
         class_names={str(c): name for c, name in stream.class_names.items()},
+        display_names={str(c): name for c, name in stream.display_names.items()},
         task_classes=[list(t.classes) for t in stream],
         cost=cost,
         selection=list(selection) if any(selection) else None,
@@ -112,7 +113,7 @@ def now() -> str:
 
 def _cpu_name() -> str:
     try:
-        lines = CPU_INFO.read_text().splitlines()
+        lines = CPU_INFO.read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

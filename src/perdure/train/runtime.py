@@ -40,6 +40,6 @@ def peak_rss_bytes() -> int | None:
         return None
     if sys.platform.startswith("linux"):  # ru_maxrss would do, but a child starts with its parent's
         with contextlib.suppress(OSError, IndexError):  # no /proc, or one that does not tell
-            return int(_STATUS.read_text().partition("VmHWM:")[2].split()[0]) * 1024
+            return int(_STATUS.read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
