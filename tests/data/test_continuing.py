@@ -24,6 +24,7 @@ class Taught:
     rows: tuple[int, ...] = ()
     tasks_seen_: int = 1
     reading: Reading = dc.field(default_factory=Reading)
+    unnamed: frozenset[int] = frozenset()
 
     @property
     def taught_keys(self) -> np.ndarray:
@@ -107,3 +108,9 @@ def test_images_of_all_parts_count_when_a_class_is_taken_for_renamed() -> None:
 def test_labels_without_images_are_no_trouble() -> None:
     found = continuing(dataset({}, {}, "ant", "emu"), Taught({}), True)
     assert (len(found.train), len(found.test), found.class_names) == (0, 0, {})
+
+
+def test_a_class_that_was_taught_without_a_name_is_no_folder() -> None:
+    data, names = dataset({0: [0], 1: [1]}, {}, "0", "1"), {0: "0", 1: "1"}
+    assert continuing(data, Taught(names, unnamed=frozenset(names)), False).class_names == {2: "0", 3: "1"}
+    assert continuing(data, Taught(names), False).class_names == {}

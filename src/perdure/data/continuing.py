@@ -37,6 +37,11 @@ class Known(Protocol):
         ...
 
     @property
+    def unnamed(self) -> frozenset[ClassId]:
+        """The class ids that were taught without a name: no folder is meant by them."""
+        ...
+
+    @property
     def taught_keys(self) -> Shaped[np.ndarray, " n"]:
         """The content hashes of all images it was taught."""
         ...
@@ -53,8 +58,8 @@ def continuing(dataset: Dataset, known: Known, include_known: bool) -> Dataset:
         known: the method.
         include_known: keep new images of known classes.
     """
-    ids = {name: c for c, name in known.class_names.items()}
-    free = itertools.count(max([-1, *ids.values()]) + 1)
+    ids = {name: c for c, name in known.class_names.items() if c not in known.unnamed}
+    free = itertools.count(max([-1, *known.class_names]) + 1)
     now = {old: ids[name] if name in ids else next(free) for old, name in sorted(dataset.class_names.items())}
     wanted = {new for old, new in now.items() if include_known or dataset.class_names[old] not in ids}
 

@@ -65,7 +65,8 @@ def evaluate(method: Method, stream: Stream, *, upto: int | None = None, without
     if n_taught and not without_taught:
         message = f"{n_taught} of {len(labels)} test images were taught, so accuracy flatters; without_taught=True"
         warnings.warn(TaughtImagesWarning(f"{message} leaves them out"), stacklevel=2)
-    if unknown := [name for c, name in stream.class_names.items() if mine[c] in set(labels) - set(method.classes_)]:
+    strange = set(labels) - set(method.classes_)
+    if unknown := [name for c, name in stream.class_names.items() if mine[c] in strange]:
         message = f"test images of {', '.join(unknown)} count as wrong: the method does not know these classes"
         warnings.warn(UnknownClassesWarning(message), stacklevel=2)
     k = min(TOP, len(ids))

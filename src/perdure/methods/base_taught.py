@@ -111,7 +111,8 @@ class Taught(Stateful):
 
     def _names_of(self, task: Task) -> dict[ClassId, str]:
         """The task's class names; where it gives none, those known, and else the ids."""
-        return {c: task.class_names.get(c, self.class_names.get(c, str(c))) for c in task.classes}
+        known = self.class_names
+        return {c: task.class_names.get(c, known.get(c, str(c))) for c in task.classes}
 
     def _meet(self, task: Task) -> None:
         """Gives the task's new classes their columns."""

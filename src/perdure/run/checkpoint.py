@@ -11,18 +11,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from perdure.data.names import typed
 from perdure.errors import CheckpointError
-from perdure.methods import Method
 
 FORMAT = 3
 REMOVE = "Remove this folder: the run resumes from the task before it, or starts again"
-M = TypeVar("M", bound=Method[Any])
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -72,11 +70,10 @@ def load_state(folder: Path, hint: str = REMOVE) -> dict[str, Any]:
     return state
 
 
-def restored(method: M, folder: Path, tasks: Sequence[Mapping[int, str]]) -> M:
-    """A method as a task left it.
+def state_after(folder: Path, tasks: Sequence[Mapping[int, str]]) -> dict[str, Any]:
+    """The state that a run's task left.
 
     Args:
-        method: takes over the state.
         folder: of that task.
         tasks: class ids with their names, of that task and of all before.
 
@@ -91,7 +88,7 @@ def restored(method: M, folder: Path, tasks: Sequence[Mapping[int, str]]) -> M:
         if state.get(key) != wanted:
             must_be = f"of the stream's {n} first tasks, their classes in order"
             raise CheckpointError("run", f"state in {folder}", must_be, state.get(key), hint)
-    return method.load_state_dict(state)
+    return state
 
 
 def tensor_bytes(state: Any) -> int:

@@ -33,7 +33,7 @@ from perdure.errors import ConfigError, RunDirectoryError, StorageError
 from perdure.eval import Predictions, evaluate
 from perdure.memory import FeatureStore
 from perdure.methods import Method
-from perdure.run.checkpoint import restored, save_state, tensor_bytes
+from perdure.run.checkpoint import save_state, state_after, tensor_bytes
 from perdure.run.claim import RECIPE, data_changes, facts_of, refuse_another
 from perdure.run.reading import read_cost, read_predictions, read_recipe, read_results, task_folder
 from perdure.run.recipe import Recipe, load_recipe
@@ -167,7 +167,7 @@ class Runner:
         while done < len(stream) and self._task(done).is_dir():
             done += 1
         if done:
-            restored(method, self._task(done - 1), [task.class_names for task in stream[:done]])
+            method.load_state_dict(state_after(self._task(done - 1), [task.class_names for task in stream[:done]]))
         return method, done
 
     def _commit(

@@ -31,7 +31,7 @@ from perdure.data.reading import READING
 from perdure.errors import CheckpointError, ConfigError, DataNotFoundError, StorageError
 from perdure.memory import FeatureStore
 from perdure.methods import Method, methods
-from perdure.run.checkpoint import load_state, restored, save_state
+from perdure.run.checkpoint import load_state, save_state, state_after
 from perdure.run.method_file import Kind, names_file, registered_method
 from perdure.run.reading import read_results, task_folder
 from perdure.run.results import Results
@@ -135,8 +135,8 @@ def load(
     results = read_results(place)
     names = results.class_names
     tasks = [{c: names[str(c)] for c in classes} for classes in results.task_classes]
-    last = task_folder(place, len(tasks) - 1)
-    return restored(_made(_about_run(results, load_state(last)), backbone, device, kept, method), last, tasks)
+    state = state_after(task_folder(place, len(tasks) - 1), tasks)
+    return _made(_about_run(results, state), backbone, device, kept, method).load_state_dict(state)
 
 
 def _about_run(results: Results, state: Mapping[str, Any]) -> Mapping[str, Any]:
