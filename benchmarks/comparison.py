@@ -32,11 +32,17 @@ SEEDS = (1993, 1994, 1995)
 
 @dc.dataclass(frozen=True)
 class Job:
-    """One run: recipes/``data``/``recipe``.yaml in one class order."""
+    """One run: recipes/``data``/``recipe``.yaml in one class order, with ``changes`` as for ``perdure run -s``."""
 
     data: str
     recipe: str
     seed: int
+    changes: tuple[str, ...] = ()
+
+    @property
+    def row(self) -> str:
+        """What the result file calls it: the recipe, and what is changed."""
+        return " ".join([self.recipe, *self.changes])
 
 
 @dc.dataclass(frozen=True)
@@ -71,19 +77,21 @@ class Comparison:
         run |= {"finished": p.finished, "machine": p.machine, "versions": p.versions}
         if results.selection and results.selection[-1]:
             run["selection_entropy"] = results.selection[-1].entropy
+        if results.members:
+            run["members"] = {name: member.last_accuracy for name, member in results.members.items()}
         with self.results.changing() as held:
             held["command"] = f"python -m benchmarks.{self.name}"
-            held.setdefault("runs", {}).setdefault(job.data, {}).setdefault(job.recipe, {})[str(job.seed)] = run
-        print(*dc.astuple(job), {name: round(told[name], 4) for name in FIGURES}, flush=True)
+            held.setdefault("runs", {}).setdefault(job.data, {}).setdefault(job.row, {})[str(job.seed)] = run
+        print(job.data, job.row, job.seed, {name: round(told[name], 4) for name in FIGURES}, flush=True)
 
     def run(self, job: Job, overrides: Iterable[str] = ()) -> None:
         """One run in a process of its own, unless it is on record."""
         path = Path(f"recipes/{job.data}/{job.recipe}.yaml")
-        overrides = [f"stream.order_seed={job.seed}", *overrides]
-        known = self.recorded().get(job.data, {}).get(job.recipe, {}).get(str(job.seed), {})
+        overrides = [f"stream.order_seed={job.seed}", *job.changes, *overrides]
+        known = self.recorded().get(job.data, {}).get(job.row, {}).get(str(job.seed), {})
         if known and "made_before" not in known and _same(known["recipe"], load_recipe(path, overrides)):
             return
-        out = self.folder / job.data / f"{job.recipe}-{job.seed}"
+        out = self.folder / job.data / f"{job.row.replace(' ', '+')}-{job.seed}"
         if known and (out / "results.json").exists():  # the run on record, not one that was stopped
             shutil.rmtree(out)
         environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}

@@ -43,6 +43,23 @@ NOTES = {
     "table:ranpac-cost": "No recipe: `python -m benchmarks.ranpac_cost`.",
     "table:batch-bits": "No recipe: `python -m benchmarks.batch_bits`.",
     "table:mutants": "No recipe: `make mutants`.",
+    "table:mixture-methods": (
+        "Recipes: `recipes/DATA/METHOD_default.yaml`; Caltech-101 with `-s stream.train_per_class=12` and "
+        "`-s stream.test_per_class=10`."
+    ),
+    "table:mixture-members": "Recipes: those of the table above.",
+    "table:mixture-costs": "Recipes: those of the first table.",
+    "table:mixture-passes": "No recipe: `python -m benchmarks.mixture_costs`.",
+    "table:esn": "Recipes: those of the table above.",
+    "table:merging": "No recipe: `python -m benchmarks.merging`.",
+    "table:replay-methods": (
+        "Recipes: `recipes/DATA/METHOD_default.yaml` with `-s method.memory.n_per_class=KEPT`; orders 1993, 1994 and "
+        "1995 by `-s stream.order_seed=ORDER`."
+    ),
+    "table:replay-parts": (
+        "Recipes: those of the table above, and `recipes/cifar10/er_adapter_default.yaml`, "
+        "`recipes/cifar10/agem_adapter_default.yaml`, `recipes/cifar10/gem_adapter_default.yaml`."
+    ),
     "table:first-session": (
         "Recipes: `recipes/caltech101/aper_VARIANT_default.yaml` with `-s stream.tasks=null`, "
         "`-s stream.increment=10` and `-s stream.base=CLASSES`; *untrained* with `-s method.adapt.train.lr=1e-9`, "
@@ -50,7 +67,7 @@ NOTES = {
         "`recipes/cifar10/aper_finetune.yaml` with `-s stream.order_seed=1994` and `-s method.adapt.train.lr=LR`."
     ),
 }
-"""DATA, METHOD, VARIANT, ORDER, CLASSES and LR stand for what the row, or the column, says."""
+"""DATA, METHOD, VARIANT, ORDER, KEPT, CLASSES and LR stand for what the row, or the column, says."""
 
 
 @dc.dataclass(frozen=True)
@@ -110,6 +127,18 @@ def _compared(name: str, suffix: str, data: tuple[str, ...], seeds: tuple[str, .
                         yield Run(row, path, (f"stream.order_seed={seed}",), run["recipe"])
 
 
+def _changed(name: str) -> Iterator[Run]:
+    """The runs of a comparison whose rows say what is changed of the recipe."""
+    for data, rows in read(name)["runs"].items():
+        for row, orders in rows.items():
+            recipe, *changes = row.split(" ")
+            for seed, run in orders.items():
+                set_ = (f"stream.order_seed={seed}", *changes)
+                told = "".join(f", {c.partition('=')[2]}" for c in changes if c.startswith("method.memory"))
+                first = f"`{recipe.removesuffix('_default')}`{told}"
+                yield Run(first, f"recipes/{data}/{recipe}.yaml", set_, run["recipe"])
+
+
 def _costs() -> Iterator[Run]:
     for backbone, suffix in {"default": "_default", "efficientnet_lite0": ""}.items():
         for run in _compared("representation_methods", suffix, ("caltech101",), ("1993",)):
@@ -156,5 +185,7 @@ RUNS: dict[str, Callable[[], Iterator[Run]]] = {
     "table:representation-lite0": lambda: _compared("representation_methods", "", tuple(DATA)),
     "table:representation-costs": _costs,
     "table:mos-release": _released,
+    "table:mixture-methods": lambda: _changed("mixture_methods"),
+    "table:replay-methods": lambda: _changed("replay_methods"),
 }
 """The tables whose results keep the settings they were made with."""

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scripts.mixture_tables import MIXTURE_TABLES
 from scripts.mutants import mutants_table
+from scripts.table_cells import head_of, mean_of, row_of
 from scripts.table_marks import explained, mark
 from scripts.table_recipes import NOTES, RESULTS, label, main_runs
 
@@ -34,7 +36,7 @@ def methods_table() -> str:
         frozen = name != "finetune"
         passes = "1 / 1" if frozen else f"{c['passes_per_train_image']:.1f} / {c['passes_per_test_image']:.1f}"
         stored = f"{c['stored_bytes'] / 1e6:.1f} MB"
-        lines.append(_row(first, ["Caltech-101, 10 tasks", ABOUT[name], *accuracy, passes, stored]))
+        lines.append(row_of(first, ["Caltech-101, 10 tasks", ABOUT[name], *accuracy, passes, stored]))
     return "\n".join(lines)
 
 
@@ -80,11 +82,11 @@ def prompt_methods_table() -> str:
     runs = json.loads((RESULTS / "prompt_methods.json").read_text(encoding="utf-8"))["runs"]
     columns = [(data, figure) for data in STREAMS for figure in FIGURES]
     heads = [f"{STREAMS[data]}: {FIGURES[figure]}" for data, figure in columns]
-    lines = _head("method", heads)
+    lines = head_of("method", heads)
     for method in COMPARED:
         orders = {data: runs[data][f"{method}_default"].values() for data in STREAMS}
-        cells = [_mean([run[figure] for run in orders[data]]) + mark(orders[data]) for data, figure in columns]
-        lines.append(_row(f"`{method}`", cells))
+        cells = [mean_of([run[figure] for run in orders[data]]) + mark(orders[data]) for data, figure in columns]
+        lines.append(row_of(f"`{method}`", cells))
     return "\n".join(lines)
 
 
@@ -94,8 +96,8 @@ def explanation_table() -> str:
     parts = {"own_head": "own head", "task_told": "task told", "task_found": "task found", "class_means": "class means"}
     columns = [("5", part) for part in parts] + [("1", part) for part in ("own_head", "class_means")]
     tasks = {"5": "5 tasks", "1": "1 task"}
-    lines = _head("method", [f"{tasks[n]}: {parts[part]}" for n, part in columns])
-    lines += [_row(f"`{name}`", [f"{100 * row[n][part]:.1f}" for n, part in columns]) for name, row in rows.items()]
+    lines = head_of("method", [f"{tasks[n]}: {parts[part]}" for n, part in columns])
+    lines += [row_of(f"`{name}`", [f"{100 * row[n][part]:.1f}" for n, part in columns]) for name, row in rows.items()]
     return "\n".join(lines)
 
 
@@ -105,11 +107,11 @@ def batch_effect_table() -> str:
     orders = {"class_sorted": "class-sorted", "by_task": "by task", "shuffled": "shuffled"}
     sizes = ["1", "16", "128"]
     heads = ["honest, any batch", "votes, batch of 1", *(f"{orders[o]}, {b}" for o in orders for b in sizes[1:])]
-    lines = _head("method and data", heads)
+    lines = head_of("method and data", heads)
     for data, methods in rows.items():
         for name, row in sorted(methods.items(), key=lambda item: COMPARED.index(item[0].partition("+")[0])):
             cells = [row["honest"], row["shuffled"]["1"], *(row[o][b] for o in orders for b in sizes[1:])]
-            lines.append(_row(f"`{name}`, {STREAMS[data]}", [f"{100 * c:.1f}" for c in cells]))
+            lines.append(row_of(f"`{name}`, {STREAMS[data]}", [f"{100 * c:.1f}" for c in cells]))
     return "\n".join(lines)
 
 
@@ -118,11 +120,11 @@ def prompt_costs_table() -> str:
     backbones = json.loads((RESULTS / "prompt_costs.json").read_text(encoding="utf-8"))["backbones"]
     steps = ["specification's minimum", "train, stored queries", "train, query pass", "train, all stored"]
     steps += ["test, stored queries", "test, all stored"]
-    lines = _head("backbone, method", steps)
+    lines = head_of("backbone, method", steps)
     for backbone, about in backbones.items():
         for name, row in about["rows"].items():
             cells = [f"{row[step]:.2f}" if step in row else "–" for step in steps]
-            lines.append(_row(f"`{backbone}`, `{name}`", cells))
+            lines.append(row_of(f"`{backbone}`, `{name}`", cells))
     return "\n".join(lines)
 
 
@@ -138,7 +140,7 @@ def representation_table(suffix: str) -> str:
     """Accuracies of the representation methods on one backbone: mean and standard deviation over class orders."""
     runs = json.loads((RESULTS / "representation_methods.json").read_text(encoding="utf-8"))["runs"]
     columns = [(data, figure) for data in IMAGES for figure in list(FIGURES)[:2]]
-    lines = _head("method", [f"{IMAGES[data]}: {FIGURES[figure]}" for data, figure in columns])
+    lines = head_of("method", [f"{IMAGES[data]}: {FIGURES[figure]}" for data, figure in columns])
     shown = [m for m in REPRESENTATION if any(m + suffix in runs[data] for data in IMAGES)]
     seeds = {  # of each data set, the orders that all methods were run in: averages depend on the order
         data: set.intersection(*(set(runs[data][m + suffix]) for m in shown if m + suffix in runs[data]))
@@ -149,8 +151,8 @@ def representation_table(suffix: str) -> str:
         common = {data: [orders[data][seed] for seed in seeds[data] & orders[data].keys()] for data in IMAGES}
         found = [(common[data], [run[figure] for run in common[data]]) for data, figure in columns]
         any_run = next(run for of_data in orders.values() for run in of_data.values())
-        cells = [_mean(values) + mark(made) if values else "–" for made, values in found]
-        lines.append(_row(label(method, any_run["recipe"]), cells))
+        cells = [mean_of(values) + mark(made) for made, values in found]
+        lines.append(row_of(label(method, any_run["recipe"]), cells))
     return "\n".join(lines)
 
 
@@ -158,7 +160,7 @@ def representation_costs_table() -> str:
     """What each method's run on Caltech-101 learned, stores, and took."""
     runs = json.loads((RESULTS / "representation_methods.json").read_text(encoding="utf-8"))["runs"]["caltech101"]
     heads = ["learned parameters", "stored bytes per class", "training, s", "testing, s", "passes per training image"]
-    lines = _head("backbone, method", [*heads, "passes per test image"])
+    lines = head_of("backbone, method", [*heads, "passes per test image"])
     for backbone, suffix in {"default": "_default", "efficientnet_lite0": ""}.items():
         for method in [m for m in [*REPRESENTATION, "mos_release"] if m + suffix in runs]:
             run = runs[method + suffix]["1993"]
@@ -166,20 +168,20 @@ def representation_costs_table() -> str:
             cells = [f"{c['learned_parameters']:,}", f"{c['stored_bytes'] / CALTECH_CLASSES:,.0f}"]
             cells += [f"{c[key]:.0f}" for key in ("train_seconds", "eval_seconds")]
             cells += [f"{c[key]:.1f}" for key in ("passes_per_train_image", "passes_per_test_image")]
-            lines.append(_row(f"`{backbone}`, {label(method, run['recipe'])}{mark([run])}", cells))
+            lines.append(row_of(f"`{backbone}`, {label(method, run['recipe'])}{mark([run])}", cells))
     return "\n".join(lines)
 
 
 def mos_release_table() -> str:
     """MOS as described beside MOS as released."""
     runs = json.loads((RESULTS / "representation_methods.json").read_text(encoding="utf-8"))["runs"]
-    lines = _head("data, method", ["last", "average", "passes per test image", "testing, s"])
+    lines = head_of("data, method", ["last", "average", "passes per test image", "testing, s"])
     for data, title in IMAGES.items():
         for method in ("mos", "mos_release"):
             run = runs[data][f"{method}_default"]["1993"]
             cells = [f"{100 * run[figure]:.2f}" for figure in list(FIGURES)[:2]]
             cells += [f"{run['cost']['passes_per_test_image']:.1f}", f"{run['cost']['eval_seconds']:.0f}"]
-            lines.append(_row(f"{title}, `{method}`{mark([run])}", cells))
+            lines.append(row_of(f"{title}, `{method}`{mark([run])}", cells))
     return "\n".join(lines)
 
 
@@ -189,14 +191,14 @@ def ranpac_cost_table() -> str:
     heads = [
         f"{what}, {when}" for what in ("training, s", "test, s", "state, MB", "peak, GB") for when in ("before", "now")
     ]
-    lines = _head("images", heads)
+    lines = head_of("images", heads)
     for row in sorted(report["rows"], key=lambda row: int(row["images"])):
         pair = [row["before"], row["after"]]
         cells = [f"{side['train']:.2f}" for side in pair]
         cells += [f"{statistics.mean(side['evaluation']):.2f}" for side in pair]
         cells += [f"{side['state'] / 1e6:.1f}" for side in pair]
         cells += [f"{side['memory']['peak'] / 1e9:.1f}" for side in pair]
-        lines.append(_row(f"{row['images']:,}", cells))
+        lines.append(row_of(f"{row['images']:,}", cells))
     return "\n".join(lines)
 
 
@@ -205,11 +207,11 @@ def first_session_table() -> str:
     rows = json.loads((RESULTS / "explain_first_session.json").read_text(encoding="utf-8"))["rows"]
     parts = ["frozen", "adapted", "both"]
     heads = [*parts, *(f"first task alone: {part}" for part in parts), "cosine of frozen and adapted"]
-    lines = _head("variant, classes of the first task", heads)
+    lines = head_of("variant, classes of the first task", heads)
     for variant, found in rows.items():
         for base, row in found.items():
             cells = [f"{100 * row[part + of]:.1f}" for of in ("", ", first task alone") for part in parts]
-            lines.append(_row(f"`{variant}`, {base}{mark([row])}", [*cells, f"{row['cosine']:.4f}"]))
+            lines.append(row_of(f"`{variant}`, {base}{mark([row])}", [*cells, f"{row['cosine']:.4f}"]))
     return "\n".join(lines)
 
 
@@ -221,28 +223,14 @@ def batch_bits_table() -> str:
     for row in rows:
         found.setdefault((row["backbone"], row["threads"]), {})[row["batch"]] = row
     more = ["8, from one thread's", "ms per image, 8", "ms per image, 16"]
-    lines = _head("backbone, threads", [*map(str, sizes), *more])
+    lines = head_of("backbone, threads", [*map(str, sizes), *more])
     for (backbone, threads), by_size in found.items():
         differ = {n: row["images_that_differ"] for n, row in by_size.items()}
         cells = [f"{differ[n]}" + (f" ({by_size[n]['largest_difference']:.1e})" if differ[n] else "") for n in by_size]
         cells += ["–"] * (len(sizes) - len(cells)) + [f"{by_size[8]['from_one_thread']:.1e}".replace("0.0e+00", "0")]
         cells += [f"{by_size[n]['ms_per_image']:.0f}" for n in (8, 16)]
-        lines.append(_row(f"`{backbone}`, {threads}", cells))
+        lines.append(row_of(f"`{backbone}`, {threads}", cells))
     return "\n".join(lines)
-
-
-def _head(first: str, others: list[str]) -> list[str]:
-    return [f"| {first} | " + " | ".join(others) + " |", "|---|" + "---:|" * len(others)]
-
-
-def _row(first: str, cells: list[str]) -> str:
-    return f"| {first} | " + " | ".join(cells) + " |"
-
-
-def _mean(values: list[Any]) -> str:
-    """In percent, with the standard deviation where there are several."""
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -262,6 +250,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "table:first-session": first_session_table,
     "table:batch-bits": batch_bits_table,
     "table:mutants": mutants_table,
+    **MIXTURE_TABLES,
 }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from rich.console import ColorSystem
@@ -25,8 +26,9 @@ from perdure.backbone import backbones
 from perdure.checks import CheckResult, check_method
 from perdure.data import LabelledImages
 from perdure.describe import setting_rows
+from perdure.lines import task_line
 from perdure.methods import methods
-from perdure.run import Recipe, Results, Runner, load_recipe, read_results
+from perdure.run import Recipe, Results, Runner, load, load_recipe, read_results
 from perdure.run.streams import STREAMS
 from picture_files import tiff
 from plugins import Install
@@ -295,11 +297,31 @@ def test_without_a_terminal_a_run_tells_every_task_in_a_line(perdure: Call, monk
     lines = perdure("run", *whole)[2].splitlines()
     told = r"task {} of 3: \d+\.\d s, accuracy \d+\.\d% on all test images seen so far"
     assert [bool(re.fullmatch(told.format(i + 1), line)) for i, line in enumerate(lines)] == [True] * 3
-    assert cli._task_line({"task": 0, "train_seconds": 1.5, "eval_seconds": 1, "accuracy": None}, 2) == (
+    assert task_line({"task": 0, "train_seconds": 1.5, "eval_seconds": 1, "accuracy": None}, 2) == (
         "task 1 of 2: 2.5 s, no test images"
     )
     monkeypatch.setattr(cli.err, "_force_terminal", True)
     assert "of 3:" not in perdure("run", *whole, "--out", "other")[2], "bars tell it"
+
+
+@pytest.mark.filterwarnings("always::perdure.run.merger.TaughtTwiceWarning")
+def test_two_runs_are_merged(perdure: Call, tmp_path: Path) -> None:
+    for seed in "12":
+        half = ["-s", "stream.train_per_class=3", "-s", f"stream.split_seed={seed}", "-s", "method.name=simplecil"]
+        assert perdure("run", *TINY, *half, "--out", seed)[0] == 0
+    code, text, error = perdure("merge", "1", "2", "--out", "both")
+    runs = [load(tmp_path / seed) for seed in "12"]
+    both = load(tmp_path / "both")
+    assert (code, text) == (0, f"6 classes, {both.n_taught_} images: both\n")
+    assert error.startswith("warning: merge: both learned the same ")
+    assert torch.equal(both.sums_, runs[0].sums_ + runs[1].sums_)
+    code, text, error = perdure("merge", "1", "2", "--out", "other", "--mode", "fisher", "--data", "synthetic")
+    assert (code, text) == (2, "")
+    assert error.startswith("error: merge: how must be 'linear' for SimpleCIL, which has no fine-tuned network")
+    assert not (tmp_path / "other").exists()
+    assert perdure("merge", "1", "2", "--out", "both", "--weight", "2")[0] == 2
+    assert perdure("run", *TINY, "-s", "method.name=fecam", "--out", "3")[0] == 0
+    assert "methods differ: SimpleCIL and FeCAM" in perdure("merge", "1", "3", "--out", "other")[2]
 
 
 ODD = "a [bold]b[/] :cat: it's $HOME"
@@ -455,7 +477,8 @@ def test_the_printed_table_has_each_figure_in_its_row_and_column(
     def with_(after: list[float], average: float, last: float, forgetting: float | None) -> Results:
         ends = {"average_incremental_accuracy": average, "last_accuracy": last, "forgetting": forgetting}
         metrics = results.metrics.model_copy(update={"accuracy_after_task": after, **ends})
-        return results.model_copy(update={"metrics": metrics})
+        cost = results.cost.model_copy(update={"exemplars": round(1000 * last)})
+        return results.model_copy(update={"metrics": metrics, "cost": cost})
 
     runs = {"one": with_([0.91, 0.82, 0.73], 0.64, 0.55, 0.46), "two": with_([0.37], 0.28, 0.19, None)}
     capsys.readouterr()
@@ -465,6 +488,7 @@ def test_the_printed_table_has_each_figure_in_its_row_and_column(
         ["after task", "one", "two"],
         *(["1", "91.0", "37.0"], ["2", "82.0", "–"], ["3", "73.0", "–"]),
         *(["average", "64.0", "28.0"], ["last", "55.0", "19.0"], ["forgetting", "46.0", "–"]),
+        ["images kept", "550", "190"],
     ]
 
 

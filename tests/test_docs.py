@@ -42,6 +42,11 @@ def test_the_tutorial_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines()[-1] == "['check_docstring_names_its_source']"
 
 
+def test_what_is_written_of_merging_works(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(python_blocks(ROOT / "docs/merging.md"), "merging", "exec"), {})
+    assert re.fullmatch(r"(7\d|80) images: 1\d\d answers\n", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("name", ["ranpac", "simplecil"])
 def test_the_readme_leads_from_a_folder_to_a_name_and_on(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

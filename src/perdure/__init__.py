@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # imported when first asked for: a new name is a line here, a
     from perdure.eval import evaluate
     from perdure.memory import FeatureStore
     from perdure.methods import FeatureMethod, Method
-    from perdure.run import load, load_recipe, run_recipe, save
+    from perdure.run import load, load_recipe, merge, run_recipe, save
     from perdure.train.runtime import tune_allocator
 else:
     __getattr__, __dir__ = on_demand(__name__)
@@ -41,6 +41,7 @@ __all__ = [
     "load",
     "load_recipe",
     "load_stream",
+    "merge",
     "methods",
     "run_recipe",
     "save",

@@ -1,4 +1,4 @@
-"""The command line: ``perdure ls | show | run | report | check | data check``."""
+"""The command line: ``perdure ls | show | run | report | merge | check | data check``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,13 +22,15 @@ import perdure
 from perdure.catalog import What, names, refuse_settings
 from perdure.data.names import shown, typed
 from perdure.errors import PerdureError
-from perdure.lines import Line
+from perdure.lines import Line, note_of, task_line
 from perdure.run.streams import STREAMS
 from perdure.types import Event
 
 if TYPE_CHECKING:  # what takes seconds to import; a command that needs it asks ``perdure``
     import perdure.checks
     import perdure.data.doctor
+    import perdure.run.members
+    import perdure.run.merger
     import perdure.run.method_file
     import perdure.run.report
     import perdure.run.selection
@@ -45,7 +47,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at image folders.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-SHOWN_FILES = 10  # of those that are not read
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 out, err = Console(emoji=False), Console(stderr=True, emoji=False)
 
@@ -113,6 +114,26 @@ def report(
 ) -> None:
     """Write one HTML file, readable offline, about one run or comparing several."""
     _print_line(shown(perdure.run.report.write_report(runs, file)))
+
+
+@app.command()
+def merge(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A finished run, or a folder of perdure.save.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another, of the same recipe but for its images.")],
+    directory: Annotated[Path, typer.Option("--out", help="The folder to write; perdure.load opens it.")],
+    mode: Annotated[
+        Literal["linear", "fisher"], typer.Option(help="Merge all weights alike, or each by its Fisher information.")
+    ] = "linear",
+    weight: Annotated[
+        float, typer.Option(help="The share of RUN_B in weights, 0 to 1. Statistics are added, whatever it is.")
+    ] = 0.5,
+    data: Annotated[
+        str | None, typer.Option(help="For fisher: a folder of images or a data set; not where states hold it.")
+    ] = None,
+) -> None:
+    """Make one method of two that learned different images of the same classes."""
+    made = perdure.run.merger.merge_saved(first, second, directory, how=mode, weight=weight, data=data)
+    _print_line(f"{len(made.classes_)} classes, {made.n_taught_} images: {shown(directory)}")
 
 
 @app.command()
@@ -198,8 +219,8 @@ def run_recipe(
             elif event["event"] == "task_finished":
                 bars.update(whole, completed=event["task"] + 1)
                 if bars.disable:
-                    err.print(_task_line(event, bars.tasks[0].total), highlight=False, markup=False, soft_wrap=True)
-            elif told := _note(event):
+                    err.print(task_line(event, bars.tasks[0].total), highlight=False, markup=False, soft_wrap=True)
+            elif told := note_of(event):
                 err.print(f"[yellow]{told[0]}[/] {escape(told[1])}", highlight=False, soft_wrap=True)
 
         runner = perdure.run.Runner(
@@ -223,8 +244,9 @@ def print_results(runs: dict[str, Results]) -> None:
     for name, results in runs.items():
         if results.provenance.depends_on_test_batch:
             out.print(f"[yellow]* {escape(name)}: these numbers depend on which images are tested together[/]")
-        if chosen := perdure.run.selection.selection_sentence(results):
-            _print_line(f"{name}: {chosen}")
+        told = (perdure.run.members.members_sentence(results), perdure.run.selection.selection_sentence(results))
+        for sentence in filter(None, told):
+            _print_line(f"{name}: {sentence}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -251,28 +273,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = escape(f"{type(error).__name__}: {error}")
         err.print(f"[red]error:[/] {text}. This is a defect of perdure; --debug shows where.", soft_wrap=True)
         sys.exit(1)
-
-
-def _note(event: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What a run has to say of its data, after a word that says what about it."""
-    match event:
-        case {"event": "data_changed", "since": changes}:
-            return "the data have changed since that run:", "; ".join(changes)
-        case {"event": "file_left_out", "reason": reason}:
-            return "left out", reason
-        case {"event": "note", "text": text}:
-            return "note", text
-        case {"event": "file_not_read", "reason": reason, "number": number} if number <= SHOWN_FILES:
-            return "not read", reason
-        case {"event": "file_not_read", "number": number, "of": n} if number == n:
-            return "not read", f"{n - SHOWN_FILES} more, all in log.jsonl"
-    return None
-
-
-def _task_line(event: Mapping[str, Any], total: float | None) -> str:
-    seconds, accuracy = event["train_seconds"] + event["eval_seconds"], event["accuracy"]
-    told = "no test images" if accuracy is None else f"accuracy {accuracy:.1%} on all test images seen so far"
-    return f"task {event['task'] + 1} of {total:.0f}: {seconds:.1f} s, {told}"
 
 
 def _print_line(text: str) -> None:

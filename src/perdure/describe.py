@@ -117,10 +117,17 @@ def state_lines(kind: Any, width: int) -> list[Line]:
     if not own:
         return []
     names = inspect.getdoc(kind.sizes) if kind.sizes is not Method.sizes else ""
-    sizes = f"d: features; classes, tasks, taught: classes, tasks, images so far. {names or ''}".rstrip()
+    formula = growth_formula(kind)
+    told_of = set(re.findall(r"\w+", f"at most d classes tasks taught {names}"))
+    others = ", ".join(dict.fromkeys(word for word in re.findall(r"[^\W\d]\w*", formula) if word not in told_of))
+    texts = [
+        "d: features; classes, tasks, taught: classes, tasks, images so far.",
+        names or "", f"{others}: sizes in the table below." * bool(others),
+    ]  # fmt: skip
+    sizes = " ".join(filter(None, texts))
     told = [(name, [shape, type_, meaning]) for name, shape, type_, meaning in state_rows(kind)]
     entries = [(name, ", ".join(filter(None, texts))) for name, texts in told]
-    title = filled(f"State: {growth_formula(kind)} bytes of tensors", width)
+    title = filled(f"State: {formula} bytes of tensors", width)
     return [EMPTY, *title, *filled(sizes, width), EMPTY, *entry_lines(entries, width)]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 HEADING = re.compile(r"[A-Z][\w-]*( \w+)?:(?=\s|$)")  # of a docstring's section: Source:, Use when:
 NAME = re.compile(r"[\w-]+:(?=\s)")  # of what a docstring's first line describes, or of an argument
 ROLE = re.compile(r":\w+:`~?([^`]+)`")  # reStructuredText for a link to code
 Line = tuple[str, str]  # what is to stand out, and the rest of the line
+SHOWN_FILES = 10  # of those that are not read
 EMPTY: Line = ("", "")
 
 
@@ -107,3 +108,35 @@ def hanging(text: str, width: int, margin: str, hang: int, strong: int = 0) -> l
         text, width, subsequent_indent=margin + " " * hang, break_long_words=False, break_on_hyphens=False
     )
     return [(filled[0][:strong], filled[0][strong:]), *(("", line) for line in filled[1:])] if filled else [EMPTY]
+
+
+def note_of(event: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What a run has to say of its data, after a word that says what about it; None if nothing.
+
+    Args:
+        event: of a run.
+    """
+    match event:
+        case {"event": "data_changed", "since": changes}:
+            return "the data have changed since that run:", "; ".join(changes)
+        case {"event": "file_left_out", "reason": reason}:
+            return "left out", reason
+        case {"event": "note", "text": text}:
+            return "note", text
+        case {"event": "file_not_read", "reason": reason, "number": number} if number <= SHOWN_FILES:
+            return "not read", reason
+        case {"event": "file_not_read", "number": number, "of": n} if number == n:
+            return "not read", f"{n - SHOWN_FILES} more, all in log.jsonl"
+    return None
+
+
+def task_line(event: Mapping[str, Any], total: float | None) -> str:
+    """A finished task.
+
+    Args:
+        event: that tells of it.
+        total: tasks in all.
+    """
+    seconds, accuracy = event["train_seconds"] + event["eval_seconds"], event["accuracy"]
+    told = "no test images" if accuracy is None else f"accuracy {accuracy:.1%} on all test images seen so far"
+    return f"task {event['task'] + 1} of {total:.0f}: {seconds:.1f} s, {told}"

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perdure import Backbone
@@ -29,6 +30,7 @@ from tiny_vit import tiny
 
 PARTS = [part for part in get_args(Adaptation) if part is not AllWeights]  # its copy differs in weights alone
 OTHER: dict[type, Callable[[Any], Any]] = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.25}
+OTHER |= {type(F.relu): lambda v: F.gelu}
 HELD = {"variant", "train"}  # the kind of the part, and how it learns: by their values alone
 
 

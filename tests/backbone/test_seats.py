@@ -43,15 +43,33 @@ def scale_shift(site: Site) -> nn.Module:
     return ScaleShift(site.n_out, rng(), std=0)
 
 
+class Gain(nn.Module):
+    """What the attention gave, by channel as many times as its gains and one say."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gains = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, attended: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        b, heads, n, width = queries.shape
+        assert queries.shape == keys.shape
+        assert attended.shape == (b, n, heads * width)
+        return (attended * (1 + self.gains)).to(attended.dtype)
+
+
+def gain(site: Site) -> nn.Module:
+    return Gain(site.n_in)
+
+
 def no_tokens(site: Site) -> nn.Module:
     return PromptTokens(torch.zeros(0, site.n_in))
 
 
 MAKE: dict[str, Callable[[Site], nn.Module]] = {
-    "attention": adapter, "mlp": adapter, "block": adapter, "qkv": lora, "tokens": no_tokens,
+    "attention": adapter, "mlp": adapter, "block": adapter, "qkv": lora, "prefix": gain, "tokens": no_tokens,
     "outputs": scale_shift, "convolutions": lora,
 }  # fmt: skip
-VIT_SEATS = ["attention", "mlp", "qkv", "tokens", "outputs"]
+VIT_SEATS = ["attention", "mlp", "qkv", "prefix", "tokens", "outputs"]
 CNN_SEATS = ["outputs", "convolutions"]
 
 

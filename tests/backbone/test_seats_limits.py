@@ -82,7 +82,7 @@ def test_a_block_without_the_usual_layers_has_the_seats_it_has() -> None:
     view = wrapped(timm.create_model("aimv2_large_patch14_224", pretrained=False, num_classes=0, **sizes), 28).view()
     with pytest.raises(BackboneError, match="outputs") as error:  # a gated MLP, and norms without shift
         view.insert("outputs", scale_shift)
-    assert "['attention', 'mlp', 'qkv', 'tokens']" in str(error.value)
+    assert "['attention', 'mlp', 'qkv', 'prefix', 'tokens']" in str(error.value)
     view.insert("mlp", lambda site: Adapter(site.n_in, 2, rng())).requires_grad_(False)
     assert view.features(images(view)).shape == (2, 32)
 

@@ -273,6 +273,23 @@ class NoGradientHere(Method[MeansConfig]):
         return (F.normalize(features, dim=1) @ F.normalize(self.sums_, dim=1).T).float()
 
 
+class EmbedsTwice(Means):
+    """Embeds a task's images once more than it keeps."""
+
+    def _learn(self, task: Any, rng: torch.Generator) -> None:
+        super()._learn(task, rng)
+        for _, images in task.train.batches(self.backbone.preprocess, 16):
+            self.backbone.features(images)
+
+
+class ChangesImages(Means):
+    """Darkens its task's images in place."""
+
+    def _learn(self, task: Any, rng: torch.Generator) -> None:
+        super()._learn(task, rng)
+        task.train.source._pixels //= 2
+
+
 class UnboundedConfig(MethodConfig):
     """A learning rate that may be anything."""
 
@@ -534,6 +551,7 @@ FAULTS: dict[type[Method[Any]], str] = {
     GrowsTwice: "check_classes_may_come_again",
     DividesByZero: "check_odd_tasks_work",
     NoGradientHere: "check_frozen_features_cost_one_pass",
+    EmbedsTwice: "check_frozen_features_cost_one_pass",
     LaxConfig: "check_config_rejects_bad_numbers",
     LaxSection: "check_config_rejects_bad_numbers",
     LaxOption: "check_config_rejects_bad_numbers",
@@ -541,6 +559,7 @@ FAULTS: dict[type[Method[Any]], str] = {
     CountsATaskTooMany: "check_constructor_learns_nothing",
     SwallowsErrors: "check_failed_task_changes_nothing",
     ReturnsNothing: "check_fit_returns_self_and_leaves_the_task_alone",
+    ChangesImages: "check_fit_returns_self_and_leaves_the_task_alone",
     ChangesLabels: "check_fit_returns_self_and_leaves_the_task_alone",
     AnswersUnfitted: "check_predicting_before_fitting_raises",
     SkipsTasks: "check_tasks_out_of_order_raise",

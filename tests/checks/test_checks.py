@@ -13,14 +13,26 @@ import broken_learning
 import broken_tags
 import pytest
 import torch
-from broken import BatchVote, DeclaredMeans, ForgetsEverything, KeepsExemplars, Means, MutatingPredict, UnsavedAttribute
-from broken_learning import FixedRidge, KeepsAnOldAnswer, WithHead
+from broken import (
+    BatchVote,
+    DeclaredMeans,
+    ForgetsEverything,
+    GlobalTorchRng,
+    InPlaceOldRows,
+    KeepsExemplars,
+    Means,
+    MutatingPredict,
+    SwallowsErrors,
+    UnsavedAttribute,
+)
+from broken_learning import FixedRidge, KeepsAnOldAnswer, KeepsTheFirstAnswer, StuckAfterAFailure, WithHead
 from broken_tags import Nudged
 
+from perdure.backbone import Backbone
 from perdure.backbone.tiny import TINY
 from perdure.checks import CHECKS, CheckFailedError, CheckResult, Subject, check_method, own_frames, runner
-from perdure.checks.course import attended
-from perdure.checks.subject import equal, frozen_state, global_rngs, pixels, scrambled_global_rngs
+from perdure.checks.course import attended, retaken
+from perdure.checks.subject import FITTING, equal, frozen_state, global_rngs, pixels, scrambled_global_rngs
 from perdure.errors import BackboneError, UnknownNameError
 from perdure.methods import Method, Tags, methods
 from tiny_vit import tiny
@@ -33,15 +45,27 @@ STUMBLES = {
     broken_learning.StuckAfterAFailure,
     broken_tags.RefusesInRiddles,
 }  # with errors of others
-SHARING = [name for name, check in CHECKS.items() if "attended" in check.__code__.co_names]
+SHARING = [name for name, check in CHECKS.items() if {"attended", "retaken"} & {*check.__code__.co_names}]
+MOST_PASSES, MOST_STEPS = 2500, 1000
+"""Images through the tiny backbones, and steps of training, in all checks of one method; the tests' time is theirs."""
+
 README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_every_method_keeps_every_promise(name: str) -> None:
-    results = check_method(methods.get(name))
+def test_every_method_keeps_every_promise_at_a_bounded_cost(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, made, steps, backward = methods.get(name), [], [], torch.Tensor.backward
+
+    def make() -> Backbone:
+        made.append(FITTING[kind.tags.backbone]())
+        return made[-1]
+
+    monkeypatch.setattr(torch.Tensor, "backward", lambda *args, **rest: steps.append(1) or backward(*args, **rest))
+    results = check_method(kind, make_backbone=make)
     assert [(r.name, r.note) for r in results if not r.ok] == []
     assert [r.name for r in results] == list(CHECKS)
+    assert sum(backbone.passes.images for backbone in made) <= MOST_PASSES, "make tags.small or tags.learns smaller"
+    assert len(steps) <= MOST_STEPS, "make tags.small or tags.learns smaller"
 
 
 @pytest.mark.parametrize("kind", FAULTS, ids=lambda kind: kind.__name__)
@@ -95,6 +119,23 @@ def test_what_a_question_has_changed_of_a_shared_fit_is_put_back_or_learned_anew
         assert (attended(subject) is course) == (kind is not NeverGoesBack)
         course = attended(subject)
         assert equal(known, course.method.state_dict())
+
+
+@pytest.mark.parametrize(
+    "kind", [GlobalTorchRng, KeepsTheFirstAnswer, InPlaceOldRows, SwallowsErrors, StuckAfterAFailure]
+)
+def test_a_course_retaken_shows_whatever_its_checks_look_for(kind: type[Method[Any]], tmp_path: Path) -> None:
+    assert not retaken(Subject(kind, tmp_path, tiny))
+    assert retaken(Subject(Means, tmp_path / "sound", tiny))
+
+
+def test_checks_of_a_sound_method_share_one_retaken_course(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+    learn = Means.fit_task
+    monkeypatch.setattr(Means, "fit_task", lambda self, task: fits.append(task.index) or learn(self, task))
+    names = ["check_same_seed_same_bits", "check_resumed_equals_straight", "check_failed_task_changes_nothing"]
+    assert all(r.ok for r in check_method(Means, only=names, make_backbone=tiny))
+    assert fits == [0, 1, 2, 0, 1, 2, 2]  # straight; and again, where the last task fails first
 
 
 @pytest.mark.parametrize("kind", [DeclaredMeans, FixedRidge, KeepsExemplars, Nudged, WithHead])

@@ -21,6 +21,7 @@ AS_IT_IS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # pixels in [0, 1]
 CIFAR = {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)}
 PUBLISHED = {  # the short side before the centre crop of 224, how it is resized, and what is taken off and divided by
     "lamda": (256, "bicubic", AS_IT_IS),
+    "lae": (256, "bilinear", AS_IT_IS),
     "ranpac_cifar": (224, "bicubic", AS_IT_IS),
     "fecam_cifar": (224, "bilinear", AS_IT_IS),
     "slca": (256, "bicubic", IMAGENET),

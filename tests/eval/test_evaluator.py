@@ -15,7 +15,7 @@ from perdure.checks.subject import small_stream
 from perdure.data import Stream
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
-from perdure.errors import StreamError
+from perdure.errors import ShapeError, StreamError
 from perdure.eval import evaluate
 from perdure.eval.evaluator import TaughtImagesWarning, UnknownClassesWarning
 from small_folders import fill
@@ -43,6 +43,26 @@ def test_every_test_image_is_there_in_order(fitted: Any) -> None:
 def test_best_class_is_what_predict_says(fitted: Any) -> None:
     stream = small_stream()
     assert evaluate(fitted, stream, upto=0).top[:, 0].tolist() == fitted.predict(stream.test(0)).tolist()
+
+
+def test_members_are_kept_by_name_task_after_task(fitted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def members(self: Any, data: Any) -> Any:
+        n = len(data)
+        return {"first": iter(torch.eye(6)[[0] * n].split(4)), "last": iter(torch.eye(6)[[5] * n].split(4))}
+
+    assert evaluate(fitted, small_stream(), upto=0).members == {}
+    monkeypatch.setattr(type(fitted), "_members_of", members)
+    p, ids = evaluate(fitted, small_stream(), upto=1), fitted.classes_
+    assert {name: best.tolist() for name, best in p.members.items()} == {"first": [ids[0]] * 12, "last": [ids[5]] * 12}
+    stream = small_stream()
+    none = Stream(list(stream), [stream.test(0).subset(np.arange(0))] * 3, stream.class_names, {})
+    assert [best.shape for best in evaluate(fitted, none, upto=1).members.values()] == [(0,), (0,)]
+
+
+def test_a_member_must_score_all_classes(fitted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(fitted), "_members_of", lambda self, data: {"odd": iter([torch.zeros(len(data), 5)])})
+    with pytest.raises(ShapeError, match=r"SimpleCIL\.members_of: scores of odd must be \(b, 6\).*got \(6, 5\)"):
+        evaluate(fitted, small_stream(), upto=0)
 
 
 def test_ties_go_to_the_class_seen_first(fitted: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,15 @@ LOPSIDED = AccuracyMatrix(
 
 def predictions(task: list[int], labels: list[int], top: list[list[int]], confidence: list[float]) -> Predictions:
     return Predictions(np.array(task), np.array(labels), np.array(top), np.array(confidence, dtype=np.float32))
+
+
+def test_a_member_is_judged_by_its_own_best_class() -> None:
+    p = predictions([0, 1, 1], [4, 5, 6], [[4, 5], [4, 5], [6, 4]], [0.5, 0.5, 0.5])
+    p = dc.replace(p, members={"online": np.array([5, 5, 6])})
+    alone = p.of("online")
+    assert (p.correct.tolist(), alone.correct.tolist()) == ([True, False, True], [False, True, True])
+    assert (alone.task.tolist(), alone.labels.tolist(), alone.top.tolist()) == ([0, 1, 1], [4, 5, 6], [[5], [5], [6]])
+    assert np.isnan(alone.confidence).all()
 
 
 def test_both_averages_differ_when_tasks_differ_in_size() -> None:

@@ -77,6 +77,14 @@ DAP = {
 }  # fmt: skip
 DAP_CODE = {"keys": {**KEYS, "pull": 0.1, "pull_over": "sum"}, "head_init": "kaiming_fan_out"}
 DAP_OFFICIAL = {**DAP_CODE, **VOTING_128}
+ESN = {
+    **{name: value for name, value in ALL.items() if name != "head_init"}, "train.lr": 0.01, "train.epochs": 30,
+    "train.batch_size": 128, "train.optimizer": {**SGD, "weight_decay": 5e-4}, "train.clip_norm": None,
+    "train.schedule": {"name": "epoch_cosine"}, "train.augment.min_scale": 0.08, "heads": None, "length": 100,
+    "prompt_mode": "first_stage", "anchor": {"form": "softmin", "weight": 0.1, "depth": 10.0, "beta": 1.0},
+    "temperature": {"name": "newest_recall", "candidates": [0.001, 0.01, *(i / 10 for i in range(1, 11))]},
+    "store_tokens": True,
+}  # fmt: skip
 
 # preset: the learning rate that the optimiser gets, and what the preset changes
 TABLE: dict[str, tuple[dict[str, Any], dict[str, tuple[float, dict[str, Any]]]]] = {
@@ -131,6 +139,11 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, tuple[float, dict[str, Any]]]]]
             "last_block_prompts": False, "mask_by_task": True,
         }),
         "mammoth": (0.01, DAP_CODE),
+    }),
+    "esn": (ESN, {
+        "default": (0.01, {}),
+        "official": (0.01, {"prompt_mode": "sequential"}),
+        "official_10_epochs": (0.01, {"prompt_mode": "sequential", "train.epochs": 10}),
     }),
 }  # fmt: skip
 

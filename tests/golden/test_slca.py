@@ -17,6 +17,7 @@ from perdure.methods import slca as module
 from perdure.methods.slca import SLCA, SLCAConfig
 from perdure.modules.gaussians import Gaussians
 from perdure.modules.losses import norm_scaled
+from perdure.train import slow_learner
 from perdure.train.alignment import shortened
 from perdure.train.session import Session
 from perdure.train.settings import Milestone
@@ -128,13 +129,13 @@ def test_07_alignment_leaves_the_backbone_and_stage_1_leaves_old_heads(
     method.fit_task(tasks[0])
     old = [t[:2] for t in values(method.raw_head_)]
     before: list[list[Tensor]] = []
-    align = SLCA._align
+    align = module.align_heads
 
-    def spy(self: SLCA, *rest: Any) -> None:
+    def spy(self: SLCA, rng: torch.Generator) -> None:
         before.append(values(self.backbone_))
-        align(self, *rest)
+        align(self, rng)
 
-    monkeypatch.setattr(SLCA, "_align", spy)
+    monkeypatch.setattr(module, "align_heads", spy)
     method.fit_task(tasks[1])
     assert alike(before[0], values(method.backbone_))
     assert alike(old, [t[:2] for t in values(method.raw_head_)])  # weight decay does not reach them
@@ -169,11 +170,11 @@ def test_09_alignment_separates_well_separated_gaussians(tau: float, backbone: B
     head = module.GrowingLinear(2)
     head.grow(3, rng)
     head.weight.data += 0.3 * torch.randn(3, 2, generator=rng)  # of the size that stage 1 leaves: nu has no scale
-    assert method.config.align is not None
-    method._align(method.config.align, head, rng)
+    method.raw_head_ = head
+    module.align_heads(method, rng)
     for c in range(3):
         fresh = method.gaussians_.sample(c, 200, rng).float()
-        assert bool((head(fresh).argmax(1) == c).all())
+        assert bool((method.head_(fresh).argmax(1) == c).all())
 
 
 def test_10_old_heads_get_no_gradient_in_stage_1(backbone: Backbone, store: FeatureStore) -> None:
@@ -226,6 +227,23 @@ def test_a_class_that_comes_again_gets_another_gaussian(backbone: Backbone, stor
     assert method.slot_columns_ == [0, 1, 0, 1]
     assert (method.slot_tasks_, method.task_of_) == ([0, 0, 1, 1], [0, 0])
     assert len(method.head_.bias) == 2
+
+
+def test_a_task_of_known_classes_alone_does_not_count_among_the_norms(
+    backbone: Backbone, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, first, seen = slca(backbone, store), stream((2, 1)), []
+    plain = slow_learner.norm_scaled
+
+    def spy(logits: Tensor, blocks: Tensor, tau: float) -> Tensor:
+        seen.append(blocks.T.tolist())
+        return plain(logits, blocks, tau)
+
+    monkeypatch.setattr(slow_learner, "norm_scaled", spy)
+    for index, task in enumerate((first[0], first[0], first[1])):
+        method.fit_task(type(task)(index, task.train, task.classes))
+    assert method.task_of_ == [0, 0, 2]
+    assert (seen[0], seen[-1]) == ([[1, 1]], [[1, 1, 0], [0, 0, 1]])
 
 
 def test_the_final_norm_is_reset_on_demand(store: FeatureStore) -> None:

@@ -396,3 +396,36 @@ def test_kept_photographs_are_turned_as_the_files_were(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20)).save(path, exif=exif)
     data = LabelledImages(FileSource([path], keys_of(check_files([path]))), np.zeros(1, int))
     assert filled("random", data, n_images=1).images().source.read(0).size == (20, 40)
+
+
+# merging
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_two_are_merged_within_the_budget_in_turn(policy: Any) -> None:
+    first, second = images({4: 6, 2: 6}, 1), images({4: 6, 2: 6}, 2)
+    mine, theirs = filled(policy, first, n_images=6, seed=1), filled(policy, second, n_images=6, seed=2)
+    before = bits(theirs.state_dict())
+    own, others = ([set(kept.images().keys[kept.labels == c].tolist()) for c in (4, 2)] for kept in (mine, theirs))
+    mine.merge(theirs)
+    assert bits(theirs.state_dict()) == before
+    assert len(mine) == 6
+    assert set(mine.images().keys.tolist()) <= set().union(*own, *others)
+    if policy == "herding":  # 0 of either, 1 of either: the first choices
+        assert counts(mine) == {4: 3, 2: 3}
+        assert [order.tolist() for order in mine.order.split(3)] == [[0, 0, 1]] * 2
+    elif policy == "reservoir":
+        drawn = torch.cat([filled(policy, data, n_images=6, seed=s).order for s, data in ((1, first), (2, second))])
+        assert mine.order.sort().values.tolist() == drawn.sort().values.tolist()[:6]
+    mine.add(images({9: 3}, 3), rng(), pixels_as_features)
+    assert counts(mine)[9] > 0
+
+
+def test_an_image_of_both_is_kept_once() -> None:
+    data = images({0: 3}, 1)
+    mine, theirs = filled("random", data, n_images=9), filled("random", data, images({1: 2}, 2), n_images=9)
+    mine.merge(theirs)
+    assert counts(mine) == {0: 3, 1: 2}
+    small = filled("random", data, n_images=1)
+    with pytest.raises(ConfigError, match=r"n_images must be enough for one image of each of 2 classes, but got 1"):
+        small.merge(theirs)

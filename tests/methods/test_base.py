@@ -132,6 +132,8 @@ def test_nothing_is_predicted_before_the_first_task(
     name = method.__name__
     with pytest.raises(NotFittedError, match=rf"{name}\.scores: tasks seen must be at least 1, but got 0\. Call"):
         fresh.scores(images)
+    with pytest.raises(NotFittedError, match=rf"{name}\.members_of: .* got 0"):
+        fresh.members_of(stream[0].train)
     with pytest.raises(NotFittedError, match=rf"{name}\.scores_of: .* got 0"):
         next(fresh.scores_of(stream.test(0)))
     with pytest.raises(NotFittedError, match="got 0"):

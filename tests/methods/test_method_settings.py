@@ -21,7 +21,8 @@ from tiny_vit import tiny
 # where each method's training has its settings
 TRAINS = {
     "aper": "adapt.train", "ease": "adapter.train", "fecam": "adapt.train", "finetune": "train", "joint": "train",
-    "mos": "adapter.train", "mos_release": "adapter.train", "ranpac": "adapt.train", "slca": "train",
+    "lae": "train", "mos": "adapter.train", "mos_release": "adapter.train", "ranpac": "adapt.train", "slca": "train",
+    **dict.fromkeys(("cofima", "coma", "er", "agem", "gem", "joint_finetune"), "train"),
     **dict.fromkeys(("vpt", "l2p", "dualprompt", "coda_prompt", "dap"), "train"),
 }  # fmt: skip
 
@@ -36,7 +37,8 @@ SHARE_BELOW_1: Bounds = ([-1e-12, 1.0], [0.0, 1 - 1e-12])
 SHARE_BETWEEN: Bounds = ([0.0, 1.0], [1e-12, 1 - 1e-12])
 BOUNDS: dict[str, Bounds] = {  # by the last part of a setting's path, or by all of it where a setting has its own
     "accumulate": COUNT, "alpha": NOT_NEGATIVE, "batch_size": COUNT, "beta": NOT_NEGATIVE, "beta1": SHARE_BELOW_1,
-    "beta2": SHARE_BELOW_1, "clip_norm": POSITIVE, "each": COUNT, "embedding_dim": COUNT, "epochs": COUNT,
+    "beta2": SHARE_BELOW_1, "clip": POSITIVE,
+    "clip_norm": POSITIVE, "each": COUNT, "embedding_dim": COUNT, "epochs": COUNT,
     "first": POSITIVE, "head_lr": POSITIVE, "layers": ([[]], [[0], [10**6, 0]]),
     "layers_e": ([[]], [[0], [1, 0]]), "layers_g": ([[0.5]], [[], [0], [1, 0]]), "length": COUNT,
     "coda_prompt.length": ([0, 1, 3], [2, 4]), "length_e": COUNT, "length_g": COUNT, "lr": POSITIVE,
@@ -46,12 +48,17 @@ BOUNDS: dict[str, Bounds] = {  # by the last part of a setting's path, or by all
     "resize": COUNT, "ridge": NOT_NEGATIVE, "samples": COUNT,
     "shrink_diagonal": NOT_NEGATIVE, "shrink_off_diagonal": SHARE, "sim_temperature": POSITIVE, "slow": SHARE,
     "tasks": ([0, 101], [1, 100]), "tau": NOT_NEGATIVE, "top_k": COUNT, "validation_fraction": SHARE_BETWEEN,
-    "value": POSITIVE, "vote": COUNT, "warmup": FROM_0, "weight_decay": NOT_NEGATIVE,
+    "value": POSITIVE, "vote": COUNT, "warmup": FROM_0, "weight": SHARE, "weight_decay": NOT_NEGATIVE,
+    "esn.beta": POSITIVE, "esn.weight": NOT_NEGATIVE,
+    "candidates": ([[], [0.0]], [[1e-12], [1.0, 0.5]]), "depth": NOT_NEGATIVE, "heads": COUNT,
+    "margin": NOT_NEGATIVE, "n_images": COUNT, "n_per_class": COUNT, "per_step": COUNT,
+    "blocks": COUNT, "decay": SHARE_BETWEEN, "held": SHARE_BELOW_1, "turnover": SHARE_BETWEEN,
 }  # fmt: skip
 MIN_SCALE = {
-    "aper": [0.05], "coda_prompt": [0.08], "dap": [1.0], "dualprompt": [0.5], "ease": [0.05], "fecam": [],
-    "finetune": [0.5], "joint": [], "l2p": [0.5], "mos": [0.05], "mos_release": [0.05], "ranpac": [],
-    "simplecil": [], "slca": [0.5], "vpt": [0.5],
+    "agem": [1.0], "aper": [0.05], "cofima": [0.5], "coma": [0.5], "coda_prompt": [0.08], "dap": [1.0],
+    "dualprompt": [0.5], "ease": [0.05], "er": [1.0], "esn": [0.08], "fecam": [], "finetune": [0.5], "gem": [1.0],
+    "joint": [], "joint_finetune": [0.5], "l2p": [0.5], "lae": [0.08], "mos": [0.05], "mos_release": [0.05],
+    "ranpac": [], "simplecil": [], "slca": [0.5], "vpt": [0.5],
 }  # fmt: skip
 
 
@@ -149,7 +156,7 @@ def test_a_number_is_taken_up_to_its_bounds_and_refused_beyond(name: str) -> Non
             assert repr(value[-1] if isinstance(value, list) and value else value) in str(error.value)
         for value in taken:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".* is never reached in ")
+                warnings.filterwarnings("ignore", message=".* (is never reached in|change a step after its) ")
                 assert taken_from(load(config, put(chosen, path, value)), path) == value
 
 
@@ -179,14 +186,14 @@ def test_what_each_method_says_of_itself() -> None:
     }
     assert said == {
         "split_invariant": {"simplecil", "fecam"},
-        "trains_backbone": {"finetune", "slca"},
-        "adapts": {"aper", "ease", "mos", "mos_release"},
-        "prompted": {"coda_prompt", "dap", "dualprompt", "l2p", "vpt"},
-        "keeps_data": {"joint"},
+        "trains_backbone": {"cofima", "coma", "finetune", "joint_finetune", "slca"},
+        "adapts": {"aper", "ease", "lae", "mos", "mos_release"},
+        "prompted": {"coda_prompt", "dap", "dualprompt", "esn", "l2p", "vpt"},
+        "keeps_data": {"agem", "er", "gem", "joint", "joint_finetune"},
         "depends_on_test_batch": {"mos_release"},
     }
     assert {name: kind for name in methods.names() if (kind := methods.get(name).tags.backbone) != "any"} == {
-        **dict.fromkeys(("coda_prompt", "dap", "dualprompt", "l2p", "vpt"), "vit"),
+        **dict.fromkeys(("coda_prompt", "dap", "dualprompt", "esn", "l2p", "vpt"), "vit"),
         **dict.fromkeys(("ease", "mos", "mos_release"), "transformer"),
     }
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -76,10 +78,12 @@ def test_a_cosine_is_the_same_in_any_batch() -> None:
 @pytest.mark.parametrize(
     ("init", "std", "largest"),
     [
+        ("normal_0.001", 0.001, None),
         ("normal_0.01", 0.01, None),
         ("normal_0.02", 0.02, None),
         ("zeros", 0.0, 0.0),
         ("torch_linear", 400**-0.5 / 3**0.5, 400**-0.5),
+        ("kaiming_uniform", 400**-0.5 / 3**0.5, 400**-0.5),
         ("kaiming_fan_out", (2 / 50) ** 0.5, None),
     ],
 )
@@ -104,7 +108,7 @@ def test_the_usual_beginning_is_normal_001() -> None:
     assert torch.equal(usual.weight, named.weight)
 
 
-@pytest.mark.parametrize("init", ["normal_0.01", "normal_0.02", "zeros", "torch_linear", "kaiming_fan_out"])
+@pytest.mark.parametrize("init", get_args(HeadInit))
 def test_whatever_the_beginning_old_columns_stay_and_the_generator_decides(init: HeadInit) -> None:
     heads = []
     for global_seed in (1, 2):

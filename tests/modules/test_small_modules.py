@@ -259,6 +259,19 @@ def test_an_adapter_by_hand() -> None:
     assert other.extra_repr() == "scale=2.0"
 
 
+def test_an_adapters_activation_is_a_choice_and_its_scale_may_learn() -> None:
+    adapter, u = Adapter(6, 4, rng(), scale=0.5, activation=F.gelu, learned_scale=True), drawn(2, 3, 6)
+    with torch.no_grad():
+        adapter.up.weight.copy_(drawn(6, 4))
+    by_hand = F.gelu(adapter.down(u)) @ adapter.up.weight.T
+    torch.testing.assert_close(adapter(u), 0.5 * by_hand)
+    adapter(u).sum().backward()
+    assert float(adapter.scale.grad) == pytest.approx(by_hand.sum().item(), rel=1e-4)  # type: ignore[union-attr]
+    assert sum(p.numel() for p in adapter.parameters()) == 6 * 4 + 4 + 4 * 6 + 6 + 1
+    assert adapter.extra_repr() == "scale=0.5"
+    assert "scale" not in Adapter(6, 4, rng()).state_dict()
+
+
 @pytest.mark.parametrize(("share", "options"), [(0.1, {}), (0.6, {"dropout": 0.6}), (0.0, {"dropout": 0.0})])
 def test_an_adapter_drops_a_share_of_its_bottleneck_and_keeps_the_mean(share: float, options: dict[str, float]) -> None:
     adapter = Adapter(2, 2000, rng(), scale=1.0, **options)
@@ -292,8 +305,10 @@ def test_adapters_drop_as_long_as_they_are_told_to_whatever_happens() -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert [a.dropout_rng for a in adapters] == [None] * 2
-    with dropping(adapters, None):
-        assert [a.dropout_rng for a in adapters] == [None] * 2
+    with dropping(adapters, generator):
+        with dropping(adapters[:1], None):
+            assert [a.dropout_rng for a in adapters] == [None, generator]
+        assert [a.dropout_rng for a in adapters] == [generator] * 2
 
 
 def grown_cosine_head(generator: torch.Generator) -> nn.Module:

@@ -13,7 +13,7 @@ from small_folders import fill
 SLOW = {"torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "jinja2", "numpy", "PIL", "safetensors"}
 LIGHT = (
     "--version", "--help", "ls", "ls methods", "ls backbones", "ls data", "ls streams", "ls recipes", "show",
-    "show --help", "run --help", "report --help", "check --help", "data --help", "data check --help",
+    "show --help", "run --help", "report --help", "merge --help", "check --help", "data --help", "data check --help",
     "show cifar100-b0-inc10", "show cifar100-b0-inc10 -s stream.tasks=3", "lss", "run --keep-states none",
 )  # fmt: skip
 
@@ -39,7 +39,7 @@ def slow_imports(*commands: str) -> dict[str, set[str]]:
         env={**os.environ, "PYTHONPATH": str(source)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

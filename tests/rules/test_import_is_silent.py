@@ -65,7 +65,7 @@ def changes(modules: list[str], folder: Path) -> list[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -247,11 +247,11 @@ def test_accuracy_table() -> None:
         "short": make_results([[0.9]]),
     }
     assert accuracy_table(runs) == [
-        ["method", "1", "2", "3", "average", "last", "forgetting"],
-        ["long", "100.0", "70.0", "70.0", "80.0", "70.0", "10.0"],
-        ["short", "90.0", "–", "–", "90.0", "90.0", "–"],
+        ["method", "1", "2", "3", "average", "last", "forgetting", "images kept"],
+        ["long", "100.0", "70.0", "70.0", "80.0", "70.0", "10.0", "0"],
+        ["short", "90.0", "–", "–", "90.0", "90.0", "–", "0"],
     ]
-    assert accuracy_table({}) == [["method", "average", "last", "forgetting"]]
+    assert accuracy_table({}) == [["method", "average", "last", "forgetting", "images kept"]]
 
 
 def test_labels_tell_runs_apart(tmp_path: Path) -> None:

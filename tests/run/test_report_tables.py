@@ -85,15 +85,15 @@ def tables(tmp_path: Path) -> Tables:
 
 def test_metrics(tables: Tables) -> None:
     (rows,) = tables.of("In percent; forgetting and backward transfer in points.")
-    heads = "run|last accuracy|average incremental accuracy|forgetting|backward transfer|top‑5|ECE"
+    heads = "run|last accuracy|average incremental accuracy|forgetting|backward transfer|top‑5|ECE|images kept"
     assert rows[:2] == [heads.split("|"), ["over images", "over tasks"] * 2]
-    assert rows[2:] == [["RanPAC pets, 3 tasks", "61.1", "62.2", "63.3", "64.4", "15.5", "−16.6", "97.7", "28.8"]]
+    assert rows[2:] == [["RanPAC pets, 3 tasks", "61.1", "62.2", "63.3", "64.4", "15.5", "−16.6", "97.7", "28.8", "17"]]
 
 
 def test_accuracy_after_every_task(tables: Tables) -> None:
     (rows,) = tables.of("Accuracy (%) over all test images so far")
-    assert rows[0] == ["method", "1", "2", "3", "average", "last", "forgetting"]
-    assert rows[1:] == [["RanPAC", "91.1", "72.2", "61.1", "63.3", "61.1", "15.5"]]
+    assert rows[0] == ["method", "1", "2", "3", "average", "last", "forgetting", "images kept"]
+    assert rows[1:] == [["RanPAC", "91.1", "72.2", "61.1", "63.3", "61.1", "15.5", "17"]]
 
 
 def test_the_matrix(tables: Tables) -> None:
@@ -177,11 +177,11 @@ def test_each_of_several_runs_has_its_own_rows(tmp_path: Path) -> None:
     tables = Tables(page)
     (metrics,) = tables.of("In percent; forgetting and backward transfer in points.")
     assert metrics[2][:2] == ["● RanPAC pets, 3 tasks", "61.1"]
-    assert metrics[3] == ["■ Joint pets, 2 tasks", "35.0", "35.0", "42.5", "–", "10.0", "−10.0", "12.3", "0.0"]
+    assert metrics[3] == ["■ Joint pets, 2 tasks", "35.0", "35.0", "42.5", "–", "10.0", "−10.0", "12.3", "0.0", "0"]
     (after,) = tables.of("Accuracy (%) over all test images so far")
     assert after[1:] == [
-        ["RanPAC", "91.1", "72.2", "61.1", "63.3", "61.1", "15.5"],
-        ["Joint", "50.0", "35.0", "–", "42.5", "35.0", "10.0"],
+        ["RanPAC", "91.1", "72.2", "61.1", "63.3", "61.1", "15.5", "17"],
+        ["Joint", "50.0", "35.0", "–", "42.5", "35.0", "10.0", "0"],
     ]
     first, second = tables.of("Accuracy (%) on the test of a task (column)")
     assert (first[-1], second[-1]) == (["3", "64.0", "55.0", "46.0"], ["2", "40.0", "30.0"])

@@ -258,7 +258,7 @@ def test_an_empty_folder_is_taken_and_a_file_is_not(method: SimpleCIL, tmp_path:
 def test_a_finished_runs_directory_is_not_saved_over(method: SimpleCIL, tmp_path: Path) -> None:
     run(tmp_path / "run")
     before = content(tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"but got '.*/run holding \.lock'"):
+    with pytest.raises(CheckpointError, match=r"but got '.*/run holding log\.jsonl'"):
         save(method, tmp_path / "run")
     assert content(tmp_path / "run") == before
 

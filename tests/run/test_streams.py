@@ -14,12 +14,15 @@ from perdure.run import recipe as recipe_module
 from perdure.run.streams import STREAMS, stream_rows, without_name
 
 CLASSES = {"cifar100": 100, "cub": 200, "imagenet-a": 200, "imagenet-r": 200, "objectnet": 200}
-CLASSES |= {"omnibenchmark": 300, "vtab": 50, "caltech101": 101, "cifar10": 10, "fashion-mnist": 10}
+CLASSES |= {"5-datasets": 50, "domainnet": 345, "domainnet200": 200, "omnibenchmark": 300, "vtab": 50}
+CLASSES |= {"caltech101": 101, "cifar10": 10, "fashion-mnist": 10}
 TASKS = {
     "cifar100-b0-inc5": 20, "cifar100-b0-inc10": 10, "cub-b0-inc10": 20, "cub-b0-inc20": 10, "imagenet-a-b0-inc10": 20,
     "imagenet-a-b0-inc20": 10, "imagenet-r-b0-inc5": 40, "imagenet-r-b0-inc10": 20, "imagenet-r-b0-inc20": 10,
     "objectnet-b0-inc10": 20, "objectnet-b0-inc20": 10, "omnibenchmark-b0-inc20": 15, "omnibenchmark-b0-inc30": 10,
-    "vtab-b0-inc10": 5, "caltech101-10-tasks": 10, "cifar10-5-tasks": 5, "fashion-mnist-5-tasks-100-each": 5,
+    "vtab-b0-inc10": 5, "5-datasets-b0-inc10": 5, "domainnet200-b0-inc20": 10,
+    "caltech101-10-tasks": 10, "cifar10-5-tasks": 5, "fashion-mnist-5-tasks-100-each": 5,
+    "domainnet-b0-inc69": 5,
 }  # fmt: skip
 REST = ["method.name=simplecil", "backbone.name=test_vit", "backbone.pretrained=false", "backbone.device=cpu"]
 INC10 = ["stream.data=cifar100", "stream.base=10", "stream.increment=10"]
@@ -44,13 +47,19 @@ def test_a_name_stands_for_so_many_tasks_in_the_fields_order(name: str, monkeypa
     assert name.startswith(f"{data}-")
     assert len(sizes) == TASKS[name]
     assert name.endswith((f"-b0-inc{sizes[0]}", f"-{len(sizes)}-tasks", f"-{len(sizes)}-tasks-100-each"))
-    assert stream.order_seed == (None if data == "vtab" else 1993)
+    assert stream.order_seed == (None if data in ("vtab", "5-datasets", "domainnet", "domainnet200") else 1993)
     each = 100 if name.endswith("-100-each") else None
     assert (stream.train_per_class, stream.test_per_class) == (each, each)
 
 
 def test_every_name_is_held_to_that() -> None:
-    assert TASKS.keys() == STREAMS.keys()
+    assert {*TASKS, "core50-domains"} == STREAMS.keys()
+
+
+def test_core50_comes_by_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe_module, "_require_data", lambda data: None)
+    stream = asked("stream.preset=core50-domains").stream
+    assert (stream.data, stream.scenario, stream.domain_order, stream.tasks) == ("data/core50", "domain", None, None)
 
 
 def test_a_name_and_its_values_make_one_recipe() -> None:

@@ -104,11 +104,15 @@ def test_a_result_file_is_changed_in_place(tmp_path: Path) -> None:
     assert file.read() == {"rows": [0, 1]}
 
 
-@pytest.mark.parametrize("name", ["prompt_methods", "representation_methods"])
+COMPARISONS = ["prompt_methods", "representation_methods", "mixture_methods", "replay_methods"]
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
 def test_runs_on_record_are_those_of_the_recipes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(recipe_module, "_require_data", lambda data: None)
     for data, recipes in Comparison(name).recorded().items():
-        for recipe, (seed, run) in ((r, next(iter(orders.items()))) for r, orders in recipes.items()):
-            asked = load_recipe(Path(f"recipes/{data}/{recipe}.yaml"), [f"stream.order_seed={seed}"])
-            assert _same(run["recipe"], asked), (data, recipe)
+        for row, (seed, run) in ((r, next(iter(orders.items()))) for r, orders in recipes.items()):
+            recipe, *changes = row.split(" ")
+            asked = load_recipe(Path(f"recipes/{data}/{recipe}.yaml"), [f"stream.order_seed={seed}", *changes])
+            assert _same(run["recipe"], asked), (data, row)

@@ -94,7 +94,8 @@ def test_each_row_has_its_runs_and_the_line_below_names_their_recipes(table: str
     for run in (run for row in runs.values() for run in row):
         assert any(re.fullmatch(p, run.recipe) for p in patterns), (run.recipe, patterns)
         for override in run.overrides:
-            told = NOTES[table].replace("ORDER", override.partition("=")[2])
+            value = override.partition("=")[2]
+            told = NOTES[table].replace("ORDER", value).replace("KEPT", value)
             assert f"`-s {override}`" in told or override == "stream.order_seed=1993", (run.row, override)
 
 
@@ -136,8 +137,17 @@ def test_what_a_line_names_is_there(table: str, path: str) -> None:
 
 @pytest.mark.parametrize("table", [name for name, note in NOTES.items() if "`-s" in note])
 def test_the_overrides_that_a_line_tells_are_taken(table: str) -> None:
-    method = {"table:batch-effect": "dap", "table:prompt-explanation": "l2p"}.get(table, "ranpac")
-    some = {"METHOD": method, "DATA": "cifar10", "VARIANT": "adapter", "ORDER": "1994", "CLASSES": "51", "LR": "0.01"}
+    methods = {"table:batch-effect": "dap", "table:prompt-explanation": "l2p", "table:replay-methods": "er"}
+    method = methods.get(table, "ranpac")
+    some = {
+        "METHOD": method,
+        "DATA": "cifar10",
+        "VARIANT": "adapter",
+        "ORDER": "1994",
+        "KEPT": "5",
+        "CLASSES": "51",
+        "LR": "0.01",
+    }
     note = NOTES[table]
     for word, one in some.items():
         note = note.replace(word, one)

@@ -85,7 +85,7 @@ class Insertable(nn.Module):
         """Inserts a module at every site of a seat; see :mod:`perdure.backbone.seats`.
 
         Args:
-            seat: ``attention``, ``mlp``, ``block``, ``qkv``, ``tokens``, ``outputs`` or ``convolutions``.
+            seat: ``attention``, ``mlp``, ``block``, ``qkv``, ``prefix``, ``tokens``, ``outputs`` or ``convolutions``.
             make: makes one site's module. Its parameters may be trained; freeze them to have features kept. It is put
                 into eval mode, like the model.
             blocks: which blocks, counted from 0 through all stages, as ``range(5)``; all by default.
@@ -138,9 +138,9 @@ class Insertable(nn.Module):
             raise BackboneError(where, "backbone", "frozen", "one with trainable parameters", hint)
 
     def _require_prefixes_fit(self, blocks: Iterable[int]) -> None:
-        """A block with a prefix is not called as a whole, so that tokens inserted there would not get in."""
+        """A block with a prefix is not called as a whole, so that what is inserted there might not get in."""
         with_prefix = sorted(blocks)
-        if with_prefix and any(insertion.seat == "tokens" for insertion in self._inserted()):
+        if with_prefix and any(insertion.seat in ("tokens", "prefix") for insertion in self._inserted()):
             hint = "Give them as prompt tokens, or remove the insertion"
             raise BackboneError("walk", "blocks with a prefix", "none beside inserted tokens", with_prefix, hint)
 

@@ -8,6 +8,8 @@
 * ``block``: beside every whole block of ConvNeXt or of Swin: ``y = Block(x) + A(x)``. The module gets x with the
   channels last, (b, h, w, c).
 * ``qkv``: beside the fused query-key-value layer of every block; the module reads what that layer reads.
+* ``prefix``: further keys and values in the attention of every block. The module reads what the attention gave before
+  its projection, (b, n, d), the queries and the keys, (b, heads, n, head_dim); what it returns takes the first's place.
 * ``tokens``: prompt tokens behind the others, for one block each or from the first one on; gone before the final norm.
 * ``outputs``: on the output of every layer: in a Vision Transformer the patch projection, both norms and the four
   linear layers of every block, and the final norm; in another model every convolution, layer norm and group norm. The
@@ -74,6 +76,7 @@ class _Pass(threading.local):
     """What one hook keeps while one pass is under way: every thread has its own."""
 
     stream: Tensor | None = None
+    queries: Tensor | None = None
 
 
 @dc.dataclass(slots=True, eq=False)
@@ -92,11 +95,11 @@ class _Hook:
         return _Hook(copy.deepcopy(self.owner, memo), copy.deepcopy(self.module, memo), self.name)
 
     def beside(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        return out + self._made(args[0], out)
+        return out + self._made(out, args[0])
 
     def beside_block(self, block: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         axis = BLOCK_AXIS[type(block)]
-        return out + self._made(args[0].movedim(axis, -1), out.movedim(axis, -1)).movedim(-1, axis)
+        return out + self._made(out.movedim(axis, -1), args[0].movedim(axis, -1)).movedim(-1, axis)
 
     def on_output(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         axis = CHANNEL_AXIS[type(layer)]
@@ -111,7 +114,15 @@ class _Hook:
 
     def add_to_branch(self, branch_end: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         stream, self.under_way.stream = self.under_way.stream, None
-        return out + self._made(stream, out)
+        return out + self._made(out, stream)
+
+    def keep_queries(self, norm: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        self.under_way.queries = out
+
+    def in_attention(self, norm: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+        here = self.under_way
+        queries, keys, here.queries, here.stream = here.queries, here.stream, None, None
+        return self._made(args[0], args[0], queries, keys)
 
     def append(self, block: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (self.module(args[0]), *args[1:])
@@ -119,8 +130,8 @@ class _Hook:
     def drop(self, block: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         return out[:, : out.shape[1] - len(self.module.values)]  # type: ignore[arg-type]
 
-    def _made(self, x: Tensor | None, like: Tensor) -> Tensor:
-        made: Tensor = self.module(x)
+    def _made(self, like: Tensor, *read: Tensor | None) -> Tensor:
+        made: Tensor = self.module(*read)
         if made.shape != like.shape:
             name, wanted = f"output of the {type(self.module).__name__} at {self.name}", f"of shape {tuple(like.shape)}"
             raise ShapeError("insert", name, wanted, tuple(made.shape), "Make it for the site's n_in and n_out")
@@ -170,6 +181,10 @@ def attach(found: Sequence[Site], insertion: Insertion, last: nn.Module | None) 
         elif insertion.seat == "mlp":
             layer.norm2.register_forward_pre_hook(hook.keep_stream)  # type: ignore[union-attr]
             layer.drop_path2.register_forward_hook(hook.add_to_branch)  # type: ignore[union-attr]
+        elif insertion.seat == "prefix":
+            layer.q_norm.register_forward_hook(hook.keep_queries)  # type: ignore[union-attr]
+            layer.k_norm.register_forward_hook(hook.keep_normed)  # type: ignore[union-attr]
+            layer.norm.register_forward_pre_hook(hook.in_attention)  # type: ignore[union-attr]
         elif insertion.seat == "tokens":
             # those that stay come before those that leave, which are cut off the end
             layer.register_forward_pre_hook(hook.append, prepend=insertion.stay)

@@ -6,7 +6,7 @@ import dataclasses as dc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from timm.layers import GroupNorm, GroupNorm1, LayerNorm, LayerNorm2d
+from timm.layers import Attention, GroupNorm, GroupNorm1, LayerNorm, LayerNorm2d
 from timm.models.convnext import ConvNeXtBlock
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
@@ -20,6 +20,7 @@ SEATS: Final = {
     "mlp": "beside the MLP of every block: of a Vision Transformer and of Swin",
     "block": "beside every whole block: of ConvNeXt and of Swin",
     "qkv": "beside the fused query-key-value layer of every block of a Vision Transformer",
+    "prefix": "further keys and values in the attention of every block of a Vision Transformer",
     "tokens": "prompt tokens behind a Vision Transformer's own",
     "outputs": "on the output of every layer",
     "convolutions": "beside every ungrouped convolution of a model that is no Vision Transformer",
@@ -105,6 +106,9 @@ def _sites(model: nn.Module, seat: str) -> Iterator[Site]:
         elif stock and seat == "qkv":
             qkv = block.get_submodule("attn.qkv")
             yield Site(f"blocks.{i}.attn.qkv", qkv, d, _channels(qkv), i)
+        elif stock and seat == "prefix" and type(block.attn) is Attention:
+            width = block.attn.num_heads * block.attn.head_dim
+            yield Site(f"blocks.{i}.attn", block.attn, width, width, i)
 
 
 def _block_sites(model: nn.Module, seat: str) -> Iterator[Site]:

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import BaseModel
 
-from perdure.checks.course import attend, attended
+from perdure.checks.course import attend, attended, failing, retaken
 from perdure.checks.subject import (
     CLASS_IDS,
     Subject,
@@ -22,7 +21,7 @@ from perdure.checks.subject import (
     small_stream,
 )
 from perdure.config import KINDS, load, sections
-from perdure.data import LabelledImages, Task
+from perdure.data import Task
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import NotFittedError, RecipeError, StreamError
 
@@ -105,12 +104,11 @@ def check_tasks_out_of_order_raise(s: Subject) -> None:
 
 def check_fit_returns_self_and_leaves_the_task_alone(s: Subject) -> None:
     """``fit_task`` returns the method and does not write into the task's images or labels."""
-    m, task = s.method(), small_stream(train_per_class=3)[0]
-    labels, images = task.train.labels.copy(), pixels(m, task.train)
-    if m.fit_task(task) is not m:
-        raise s.fail("fit_task", "returned by fit_task", "something else", "Return self")
-    if not (np.array_equal(labels, task.train.labels) and torch.equal(images, pixels(m, task.train))):
-        raise s.fail("fit_task", "careful with its task", "changed images or labels", "Work on copies")
+    for step in attended(s).steps:
+        if not step.is_returned:
+            raise s.fail("fit_task", "returned by fit_task", "something else", "Return self")
+        if not step.is_careful:
+            raise s.fail("fit_task", "careful with its task", "changed images or labels", "Work on copies")
 
 
 def check_scores_cover_the_seen_classes(s: Subject) -> None:
@@ -130,7 +128,7 @@ def check_scores_cover_the_seen_classes(s: Subject) -> None:
 
 def check_odd_tasks_work(s: Subject) -> None:
     """Tasks of one class, of one image, and of very unequal classes are learned without complaint."""
-    for sizes, counts in (((1, 1), 4), ((2, 1), 1), ((1, 3), (1, 7, 2, 1))):
+    for sizes, counts in (((1, 1), 4), ((2, 1), 1), ((1, 3), (1, 5, 2, 1))):
         stream = small_stream(sizes, train_per_class=counts)
         m = s.fitted(stream)
         scores = m.scores(pixels(m, stream.test(0)))
@@ -145,8 +143,8 @@ def check_classes_may_come_again(s: Subject) -> None:
     A method asked before answers from what it knows after, as one does that is loaded from its state.
     """
     ids = CLASS_IDS[:3]
-    day = synthetic_dataset(ids, train_per_class=5)
-    night = synthetic_dataset(ids[1:], train_per_class=5, seed=1, shift=-40.0)
+    day = synthetic_dataset(ids, train_per_class=2)
+    night = synthetic_dataset(ids[1:], train_per_class=2, seed=1, shift=-40.0)
     m = s.method().fit_task(Task(0, day.train, ids, "day"))
     images = pixels(m, night.test)
     m.scores(images)
@@ -163,6 +161,8 @@ def check_classes_may_come_again(s: Subject) -> None:
 
 def check_same_seed_same_bits(s: Subject) -> None:
     """Two runs with one seed give the same scores and state bit for bit, whatever the global generators hold."""
+    if retaken(s):
+        return
     one, other = (course.steps[1] for course in (attended(s), attend(s, scramble=2, upto=2)))
     if not torch.equal(one.scores, other.scores) or not equal(one.state, other.state):
         gap = float((one.scores - other.scores).abs().max())
@@ -181,7 +181,7 @@ def check_predicting_changes_nothing(s: Subject) -> None:
     """Scoring, twice, alters neither the state nor the answer."""
     course = attended(s)
     m, tests = course.method, course.stream.test
-    images, before = pixels(m, tests(0)), frozen_state(m)
+    images, before = course.images, frozen_state(m)
     first = m.scores(images)
     m.predict(tests(1))
     if not equal(before, m.state_dict()) or not torch.equal(first, m.scores(images)):
@@ -199,17 +199,18 @@ def check_backbone_untouched(s: Subject) -> None:
 
 def check_failed_task_changes_nothing(s: Subject) -> None:
     """If a task fails half way, everything learned before is intact and the task can be tried again."""
+    if retaken(s):
+        return
     stream = small_stream((2, 2), train_per_class=5)
     m = s.fitted(stream, 1)
-    before, good = frozen_state(m), stream[1]
-    broken = LabelledImages(_Failing(good.train, len(good.train) - 1), good.train.labels)
+    before = frozen_state(m)
     with suppress(OSError):
-        m.fit_task(Task(1, broken, good.classes))
+        m.fit_task(failing(stream[1]))
         raise s.fail("fit_task", "stopped by an unreadable image", "no error", "Do not swallow exceptions")
     if not equal(before, m.state_dict()):
         hint = "Replace learned tensors (self.x_ = self.x_ + ...) rather than change them in place"
         raise s.fail("fit_task", "as before after a failed task", "a changed state", hint)
-    m.fit_task(good)
+    m.fit_task(stream[1])
 
 
 def check_frozen_features_cost_one_pass(s: Subject) -> None:
@@ -219,40 +220,14 @@ def check_frozen_features_cost_one_pass(s: Subject) -> None:
     """
     if s.kind.tags.trains_backbone or s.kind.tags.prompted:
         return
-    stream = small_stream(train_per_class=3)
-    m = s.method()
-    for task in stream:
-        m.fit_task(task)
-        for seen in range(task.index + 1):
-            m.predict(stream.test(seen))
-    if s.kind.tags.adapts:
-        before = m.backbone.passes.images
-        for seen in range(len(stream)):
-            m.predict(stream.test(seen))
-        if m.backbone.passes.images > before:
-            got = f"{m.backbone.passes.images - before} passes for a test repeated"
-            raise s.fail("predict", "free when asked again", got, FROM_STORE)
-        return
-    n = sum(len(task.train) + len(stream.test(task.index)) for task in stream)
-    if m.backbone.passes.images > n:
-        got = f"{m.backbone.passes.images} passes for {n} images"
-        raise s.fail("method", "content with one pass per image", got, FROM_STORE)
-
-
-class _Failing:
-    """An image source whose row ``bad`` cannot be read, with content of its own so that no cache knows it."""
-
-    def __init__(self, data: LabelledImages, bad: int) -> None:
-        self._data, self._bad = data, bad
-        self.keys = np.array([b"!" + key[1:] for key in data.keys], dtype=data.keys.dtype)
-
-    def read(self, row: int):  # type: ignore[no-untyped-def]  # -> PIL image
-        if row == self._bad:
-            raise OSError("this image cannot be read (planted by check_failed_task_changes_nothing)")
-        return self._data.source.read(int(self._data.rows[row]))
-
-    def bytes_of(self, row: int) -> bytes:
-        return self._data.bytes_of(row)
-
-    def name(self, row: int) -> str:
-        return f"planted[{row}]"
+    course = attended(s)
+    stream, passes = course.stream, course.backbone.passes
+    tests, before = [stream.test(task.index) for task in stream], passes.images
+    for test in tests:
+        course.method.predict(test)
+    if passes.images > before:
+        got = f"{passes.images - before} passes for a test repeated"
+        raise s.fail("predict", "free when asked again", got, FROM_STORE)
+    n = sum(len(task.train) for task in stream) + sum(map(len, tests))
+    if course.spent > n and not s.kind.tags.adapts:
+        raise s.fail("method", "content with one pass per image", f"{course.spent} passes for {n} images", FROM_STORE)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure.checks.course import attended
-from perdure.checks.subject import Subject, equal, frozen_state, pixels
+from perdure.checks.subject import Subject, equal, frozen_state
 from perdure.errors import CheckpointError
 from perdure.learned import Entry, Sizes, declarations, growth_formula, is_bound, state_bytes
 from perdure.learned.entry import AT_MOST, extent
@@ -53,9 +53,7 @@ def check_refused_state_changes_nothing(s: Subject) -> None:
     """
     course = attended(s)
     m = course.method
-    images = torch.cat([pixels(m, course.stream.test(i)) for i in range(2)])
-    scores = m.scores(images)
-    before = frozen_state(m)
+    scores, before = m.scores(course.images), frozen_state(m)
     for what, state in _spoiled_states(m, before):
         with suppress(CheckpointError):
             m.load_state_dict(state)
@@ -63,7 +61,7 @@ def check_refused_state_changes_nothing(s: Subject) -> None:
         if not equal(before, m.state_dict()):
             got = f"changed by a state that it refused ({what})"
             raise s.fail("load_state_dict", "as before after a refused state", got, "Check all of it before any of it")
-    if not m.depends_on_test_batch and not torch.equal(scores, m.scores(images)):
+    if not m.depends_on_test_batch and not torch.equal(scores, m.scores(course.images)):
         hint = "Something outside the state was lost: make _snapshot hold it"
         raise s.fail("scores", "as before after a refused state", "other scores", hint)
 
@@ -93,7 +91,7 @@ def _spoiled(entry: Entry, value: Any, sizes: Sizes) -> Iterator[tuple[str, Any]
         yield "of another dtype", value.to(torch.float32 if value.dtype == torch.float64 else torch.float64)
         if value.ndim and len(value):
             most = (extent(entry.shape[0], sizes) or 0) if entry.shape[0].startswith(AT_MOST) else len(value)
-            yield "with a row too many", torch.cat([value] * (most + 1))[: most + 1]
+            yield "with a row too many", torch.cat([value] * (most // len(value) + 1))[: most + 1]
             if not entry.shape[0].startswith(AT_MOST):
                 yield "with a row too few", value[:-1]
         if value.ndim > 1 and value.shape[0] != value.shape[-1]:

@@ -49,13 +49,21 @@ class Subject:
         kind: the method class.
         folder: for the feature stores of this check.
         make_backbone: makes a fresh backbone.
-        courses: fits that checks share, each in the settings of a learning check or not.
+        shared: what its checks share, by name: a backbone, and fits.
     """
 
     kind: type[Method[Any]]
     folder: Path
     make_backbone: Callable[[], Backbone] = tiny_backbone
-    courses: dict[bool, Any] = dc.field(default_factory=dict)
+    shared: dict[str, Any] = dc.field(default_factory=dict)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The one that all checks share that do not look at what becomes of it."""
+        if "backbone" not in self.shared:
+            self.shared["backbone"] = self.make_backbone()
+        backbone: Backbone = self.shared["backbone"]
+        return backbone
 
     def method(
         self, *, seed: int = 0, learns: bool = False, backbone: Backbone | None = None, **settings: object
@@ -65,14 +73,14 @@ class Subject:
         Args:
             seed: the method's.
             learns: with the settings of a learning check.
-            backbone: its backbone; a fresh one by default.
+            backbone: its backbone; by default the one that checks share, which a sound method leaves as it is.
             settings: others, wherever in its sections they are; those that the method does not have are left out.
         """
         tags = self.kind.tags
         config = self.kind.Config(**laid_over(tags.small, tags.learns if learns else {}))
         if settings:
             config = self.kind.Config(**_with(config.model_dump(), settings))
-        return self.kind(backbone or self.make_backbone(), config, seed=seed, store=FeatureStore(self.folder))
+        return self.kind(backbone or self.backbone, config, seed=seed, store=FeatureStore(self.folder))
 
     def fitted(self, stream: Stream, upto: int | None = None, method: Method[Any] | None = None) -> Method[Any]:
         """A method fitted on the stream's tasks up to and without ``upto`` (all by default), from where it is."""

@@ -30,6 +30,8 @@ _UNIT_RANGE: Final[Mapping[str, Any]] = {
 PREPROCESS_PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     # RevisitingCIL, LAMDA-PILOT: short side 256, centre crop 224, inputs left in [0, 1]
     "lamda": {**_UNIT_RANGE, "crop_pct": 0.875},
+    # LAE: the same, by bilinear interpolation
+    "lae": {**_UNIT_RANGE, "crop_pct": 0.875, "interpolation": "bilinear"},
     # RanPAC on CIFAR: the whole image resized to 224, inputs left in [0, 1]
     "ranpac_cifar": {**_UNIT_RANGE, "crop_pct": 1.0},
     # FeCAM on CIFAR: the same, by bilinear interpolation

@@ -7,11 +7,11 @@ import warnings
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from perdure.data import Stream
-from perdure.errors import StreamError
+from perdure.data import LabelledImages, Stream
+from perdure.errors import ShapeError, StreamError
 from perdure.eval.matrix import Predictions
 from perdure.methods import Method
 
@@ -54,6 +54,7 @@ def evaluate(method: Method, stream: Stream, *, upto: int | None = None, without
         raise StreamError("evaluate", "upto", f"between {stream.first} and {last}", upto, "Ask for a task there is")
     ids, mine = torch.tensor(method.classes_), _by_name(method, stream)
     parts: list[tuple[int, Tensor, Tensor]] = []
+    members: dict[str, list[Tensor]] = {}
     labels, n_taught = [], 0
     for index in range(stream.first, upto + 1):
         test = stream.test(index)
@@ -62,6 +63,8 @@ def evaluate(method: Method, stream: Stream, *, upto: int | None = None, without
         test = test.subset(np.flatnonzero(~taught)) if without_taught else test
         labels += [mine.get(c, c) for c in test.labels.tolist()]
         parts += [(index - stream.first, *_best(scores, ids)) for scores in method.scores_of(test)]
+        for name, best in _members(method, test, ids).items():
+            members.setdefault(name, []).append(best)
     if n_taught and not without_taught:
         message = f"{n_taught} of {len(labels)} test images were taught, so accuracy flatters; without_taught=True"
         warnings.warn(TaughtImagesWarning(f"{message} leaves them out"), stacklevel=2)
@@ -75,7 +78,22 @@ def evaluate(method: Method, stream: Stream, *, upto: int | None = None, without
         labels=np.array(labels, dtype=np.int64),
         top=np.concatenate([np.empty((0, k), np.int64), *(top.numpy() for _, top, _ in parts)]),
         confidence=np.concatenate([np.empty(0, np.float32), *(c.numpy() for _, _, c in parts)]),
+        members={name: torch.cat(best).numpy() for name, best in members.items()},
     )
+
+
+def _members(method: Method, test: LabelledImages, ids: Int[Tensor, " classes"]) -> dict[str, Int[Tensor, " n"]]:
+    """The best class id of each test image by each of the method's members."""
+    found = {}
+    for name, chunks in method.members_of(test).items():
+        best = [ids[:0]]
+        for scores in chunks:
+            if scores.shape[1] != len(ids):
+                where, wanted = f"{type(method).__name__}.members_of", f"(b, {len(ids)}): the method's columns"
+                raise ShapeError(where, f"scores of {name}", wanted, tuple(scores.shape), "Score all classes seen")
+            best.append(_best(scores, ids)[0][:, 0])
+        found[name] = torch.cat(best)
+    return found
 
 
 def _by_name(method: Method, stream: Stream) -> dict[int, int]:

@@ -12,7 +12,7 @@ many test images.
 from __future__ import annotations
 
 import dataclasses as dc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -29,17 +29,27 @@ class Predictions:
         labels: true class ids.
         top: class ids by falling score, the five best, or all if fewer classes are seen.
         confidence: softmax of the scores, at the first of ``top``.
+        members: what each member of the method would say alone, by its name: the best class id.
     """
 
     task: Int[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
     top: Int[np.ndarray, "n k"]
     confidence: Float[np.ndarray, " n"]
+    members: Mapping[str, Int[np.ndarray, " n"]] = dc.field(default_factory=dict)
 
     @property
     def correct(self) -> Bool[np.ndarray, " n"]:
         """Whether the best-scored class is the true one."""
         return self.top[:, 0] == self.labels
+
+    def of(self, member: str) -> Predictions:
+        """A member's own, with its best class alone and no confidence.
+
+        Args:
+            member: one of ``members``.
+        """
+        return Predictions(self.task, self.labels, self.members[member][:, None], np.full(len(self.labels), np.nan))
 
 
 @dc.dataclass(frozen=True, slots=True)
@@ -98,7 +108,11 @@ def forgetting(a: AccuracyMatrix) -> float:
 
 
 def backward_transfer(a: AccuracyMatrix) -> float:
-    """Mean over all tasks but the last of (final accuracy - accuracy just after learning it); NaN for one task."""
+    """Mean over all tasks but the last of (final accuracy - accuracy just after learning it); NaN for one task.
+
+    The released code of GEM divides by the number of all tasks, the last with 0. There is no forward transfer here: it
+    compares accuracies on a task before it was learned, and a class that was never seen has no score.
+    """
     return _mean(a.values[-1, :-1] - np.diag(a.values)[:-1])
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from perdure.errors import CheckpointError
-from perdure.learned.entry import HINT, WHERE, Declaration, Entry, Line, Sizes, told
+from perdure.learned.entry import HINT, WHERE, Declaration, Entry, Line, Merges, Sizes, told
 
 
 @dc.dataclass(frozen=True)
@@ -22,6 +22,8 @@ class _Module(Declaration):
     meaning: str
     rest: str
     each: str
+    merges: Merges
+    under: str
 
     def leaves(self, name: str, mine: Any, sizes: Sizes) -> Iterator[tuple[str, Entry]]:
         here = flat(mine.one() if self.each else mine.state_dict())
@@ -56,6 +58,8 @@ class _Constant(Declaration):
     what: ClassVar[str] = "a constant"
 
     meaning: str
+    merges: Merges = ""
+    under: str = ""
 
     def check(self, name: str, value: Any, mine: Any, sizes: Sizes) -> None:
         if value != mine:
@@ -68,6 +72,7 @@ class _Constant(Declaration):
 def learned(
     shape: str, kind: torch.dtype | type[int] | type[float] | type[str], meaning: str = "", *, each: str = "",
     least: int | None = 0, below: str = "", distinct: bool = False, finite: bool = True, tells: str = "",
+    merges: Merges = "", under: str = "",
 ) -> Any:  # fmt: skip
     """Declares numbers, in the body of a method's class or among the entries of a module.
 
@@ -81,12 +86,19 @@ def learned(
         distinct: whether no number of a list comes twice.
         finite: whether NaN and infinity are refused.
         tells: the size that this number is.
+        merges: what becomes of two methods' numbers when the methods are merged (:mod:`perdure.run.merger`): ``added``;
+            merged as ``weights``; ``pooled`` by the method's own ``_pooled``; the ``first`` method's are taken; they
+            are the ``fisher`` information of the weights of the module ``under``, in a row. Empty: they must be equal.
+        under: of statistics of features: the module that makes them, which must then be equal in both methods.
     """
     dims = tuple(filter(None, shape.split(", ")))
-    return Entry(dims, kind, meaning, each, least, below, distinct, finite, tells)
+    return Entry(dims, kind, meaning, each, least, below, distinct, finite, tells, merges, under)
 
 
-def learned_module(entries: Mapping[str, Entry], meaning: str, *, rest: str = "", each: str = "") -> Any:
+def learned_module(
+    entries: Mapping[str, Entry], meaning: str, *, rest: str = "", each: str = "", merges: Merges = "weights",
+    under: str = "",
+) -> Any:  # fmt: skip
     """Declares a module, in the body of a method's class; ``setup`` makes it.
 
     Args:
@@ -95,8 +107,10 @@ def learned_module(entries: Mapping[str, Entry], meaning: str, *, rest: str = ""
         meaning: what it is, in few words.
         rest: what the bytes of all other entries are called; they must be exactly as the present module's.
         each: the module is a list ``parts`` of as many as this size says, and its ``one()`` is the state of one.
+        merges: as for :func:`learned`; a part of the module that says ``merges_itself`` has a method ``merge(other)``.
+        under: as for :func:`learned`.
     """
-    return _Module(dict(entries), meaning, rest, each)
+    return _Module(dict(entries), meaning, rest, each, merges, under)
 
 
 def learned_constant(meaning: str) -> Any:

@@ -6,7 +6,7 @@ import abc
 import dataclasses as dc
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ AT_MOST, WHERE = "<=", "load_state_dict"
 HINT = "Load what state_dict gave, into a method with the same settings and backbone"
 
 Sizes = dict[str, int]  # what the names in shapes stand for
+Merges = Literal["", "added", "weights", "pooled", "first", "fisher"]  # see learned()
 
 
 @dc.dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Declaration(abc.ABC):
     """What is known of one learned attribute."""
 
     meaning: str
+    merges: Merges
+    under: str
     what: ClassVar[str] = "numbers"
 
     @abc.abstractmethod
@@ -94,6 +97,8 @@ class Entry(Declaration):
     distinct: bool = False
     finite: bool = True
     tells: str = ""
+    merges: Merges = ""
+    under: str = ""
 
     def initial(self, sizes: Sizes) -> Any:
         """Zeros; no rows where a size is not known."""

@@ -65,6 +65,8 @@ class Exemplars(nn.Module):
         "order": learned("exemplars", torch.long),
     }
 
+    merges_itself: ClassVar = True
+
     files: Tensor
     ends: Tensor
     keys: Tensor
@@ -111,6 +113,18 @@ class Exemplars(nn.Module):
         """The class ids, in order of arrival."""
         return tuple(dict.fromkeys(self.labels.tolist()))
 
+    def require_room(self, n_classes: int) -> None:
+        """To be asked before a training after which images are added.
+
+        Args:
+            n_classes: of all images that will have been added.
+
+        Raises:
+            ConfigError: if ``n_images`` does not allow one image per class.
+        """
+        if self.n_images is not None and self.n_images < n_classes:
+            raise self._no_room(n_classes)
+
     def images(self) -> LabelledImages:
         """What is kept, to be decoded, joined to a task's images, or looked up in the feature store."""
         return LabelledImages(_KeptFiles(self.files, self.ends, self.keys), self.labels.cpu().numpy())
@@ -134,6 +148,23 @@ class Exemplars(nn.Module):
             order = self._herded(both, data.classes, features_of)
         else:
             order = torch.cat([self.order.cpu(), torch.randint(2**62, (len(data),), generator=rng)])
+        self._keep(both, order)
+
+    def merge(self, other: Exemplars) -> None:
+        """Keeps what another keeps too, as far as the budget allows: the first chosen of either come first.
+
+        Args:
+            other: with class ids of the same meaning.
+
+        Raises:
+            ConfigError: if the budget does not allow one image per class.
+        """
+        theirs = other.images()
+        new = np.flatnonzero(~np.isin(theirs.keys, self.images().keys))
+        self._keep(self.images().joined(theirs.subset(new)), torch.cat([self.order.cpu(), other.order.cpu()[new]]))
+
+    def _keep(self, both: LabelledImages, order: Int[Tensor, " n"]) -> None:
+        """Takes what fits into the budget, with the order of choice."""
         kept = self._within_budget(both, order.numpy())
         rows = np.fromiter(kept, dtype=np.int64, count=len(kept))
         sizes = [len(file) for file in kept.values()]
@@ -179,10 +210,13 @@ class Exemplars(nn.Module):
                 break
             files[place] = file
         if len(files) < len(columns):
-            name = "n_images" if self.n_images else "total_bytes"
-            must_be, hint = f"enough for one image of each of {len(columns)} classes", "Raise it"
-            raise ConfigError("Exemplars.add", name, must_be, self.n_images or self.total_bytes, hint)
+            raise self._no_room(len(columns))
         return {int(by_class[place]): files[place] for place in sorted(files)}
+
+    def _no_room(self, n_classes: int) -> ConfigError:
+        name, budget = ("n_images", self.n_images) if self.n_images else ("total_bytes", self.total_bytes)
+        must_be = f"enough for one image of each of {n_classes} classes"
+        return ConfigError("Exemplars.add", name, must_be, budget, "Raise it")
 
     def _quota(self, n_classes: int) -> np.ndarray:
         """The most images of each class."""

@@ -26,7 +26,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perdure.backbone import Backbone
+from perdure.backbone import Backbone, Prompt
+from perdure.backbone.passes import finite
+from perdure.backbone.settings import digest_of
 from perdure.data import LabelledImages
 from perdure.data.folders import cache_dir
 from perdure.errors import ConfigError, NonFiniteError, StorageError
@@ -158,6 +160,40 @@ class FeatureStore:
             return None
         rows = self.patches(backbone, data)
         return lambda at: rows[at].view(-1, *backbone.tokens_shape).to(backbone.device)
+
+    def outputs(
+        self, backbone: Backbone, prompt: Float[Tensor, "p d"], data: LabelledImages, *, label: str = "tokens"
+    ) -> Features:
+        """A Vision Transformer's tokens behind its last block, before the final norm, with a prompt beside the image's.
+
+        Args:
+            backbone: a frozen Vision Transformer.
+            prompt: p tokens that join those of every image before the first block, and stay; p may be 0.
+            data: the images.
+            label: what to call this in progress reports.
+
+        Returns:
+            Rows of (n + p) * d values, to be viewed as (n + p, d): prefix tokens, the prompt, patches.
+
+        Raises:
+            NonFiniteError: naming the image whose tokens are not finite.
+            StorageError: as for :meth:`features`.
+        """
+        n, d = backbone.tokens_shape
+        added = {0: Prompt(prompt[None].to(backbone.device), stays=True)}
+        shelf = digest_of((backbone.shelf, "outputs"), {"prompt": prompt})
+
+        def walked(embedded: Tensor) -> Tensor:
+            out = backbone.walk(embedded, added, before_norm=True).before_norm
+            return out.flatten(1).float()  # type: ignore[union-attr]  # asked for
+
+        def compute(images: Tensor) -> Tensor:
+            with torch.no_grad():
+                embedded = backbone.embed_tokens(images) if patches is None else images.view(-1, n, d)
+                return finite(backbone.in_batches(walked, embedded.to(backbone.device)))
+
+        patches = self.patches(backbone, data) if backbone.has_stem else None
+        return self._rows(_Kind(self.directory / shelf, backbone, (n + len(prompt)) * d, compute, patches), data, label)
 
     def _rows(self, kind: _Kind, data: LabelledImages, label: str) -> Features:
         with self._lock:

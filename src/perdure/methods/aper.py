@@ -59,8 +59,8 @@ class APER(Method[APERConfig]):
     )
 
     tuned_: nn.Module = learned_module({}, "what adapts to the first task", rest="part")
-    counts_: Tensor = learned("classes", torch.long, "n_c: images of each class")
-    sums_: Tensor = learned("classes, 2 d", torch.float64, "s_c: sums of z = [f0; f1]")
+    counts_: Tensor = learned("classes", torch.long, "n_c: images of each class", merges="added")
+    sums_: Tensor = learned("classes, 2 d", torch.float64, "s_c: sums of z = [f0; f1]", merges="added", under="tuned_")
 
     def setup(self) -> None:
         """A part that has not adapted yet."""

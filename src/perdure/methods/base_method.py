@@ -189,6 +189,20 @@ class Method(Taught, abc.ABC, Generic[C]):
             self._require_reading(images, where, "value_range of the images")
         return photographs(images, self.backbone.preprocess, where, self.reading)
 
+    def members_of(self, data: LabelledImages) -> dict[str, Iterator[Float[Tensor, "b classes"]]]:
+        """What the method's members would answer each alone: name to scores, like :meth:`scores_of`; {} without any.
+
+        Args:
+            data: the images, in order.
+
+        Raises:
+            NotFittedError: before the first task.
+            StreamError: as :meth:`scores_of`.
+        """
+        self._require_fitted("members_of")
+        self._require_reading(data, f"{type(self).__name__}.members_of", "value_range of the images")
+        return self._members_of(data)
+
     def selection_of(self, data: LabelledImages) -> Float[Tensor, " slots"] | None:
         """How often each prompt is chosen for ``data``, as shares of 1; None for a method that does not choose.
 
@@ -222,6 +236,10 @@ class Method(Taught, abc.ABC, Generic[C]):
             self.store.progress(Event("testing", int(done[-1]) + 1, len(data)))
             with torch.no_grad():
                 yield self._scores(images)
+
+    def _members_of(self, data: LabelledImages) -> dict[str, Iterator[Float[Tensor, "b classes"]]]:
+        """Written anew by methods in which several decide, where no image has to pass again for it."""
+        return {}
 
     def _selection_of(self, data: LabelledImages) -> Float[Tensor, " slots"] | None:
         """Written anew by methods that choose."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import numpy as np
 import torch
 from jaxtyping import Int, Shaped
@@ -21,11 +23,13 @@ class Taught(Stateful):
 
     classes_: list[int] = learned("classes", int, "class ids by column, in order of arrival", least=None, distinct=True)
     names_: list[str] = learned("classes", str, "their names: folders'", distinct=True)
-    displays_: list[str] = learned("classes", str, "their names for people; none where a task gave no names")
+    displays_: list[str] = learned(
+        "classes", str, "their names for people; none where a task gave no names", merges="first"
+    )
     value_range_: list[float] = learned("2", float, "black and white of deep images; 0, 0: of their type")
     tasks_seen_: int = learned("", int, "tasks learned", tells="tasks")
-    n_taught_: int = learned("", int, "different images taught", tells="taught")
-    taught_: Tensor = learned(f"taught, {KEY_BYTES}", torch.uint8, "the hash of each one's content")
+    n_taught_: int = learned("", int, "different images taught", tells="taught", merges="pooled")
+    taught_: Tensor = learned(f"taught, {KEY_BYTES}", torch.uint8, "the hash of each one's content", merges="pooled")
 
     @property
     def class_names(self) -> dict[ClassId, str]:
@@ -78,6 +82,13 @@ class Taught(Stateful):
         at = self.names_.index(old)
         self.names_ = [*self.names_[:at], new, *self.names_[at + 1 :]]
         self.displays_ = [*self.displays_[:at], display_name(new), *self.displays_[at + 1 :]]
+
+    def _pooled(self, other: Self) -> dict[str, Any]:
+        """The values of all that is declared ``merges="pooled"``, for the images of both methods together; written on
+        by methods that declare more of it."""
+        new = torch.from_numpy(~np.isin(other.taught_keys, self.taught_keys))
+        taught = torch.cat([self.taught_, other.taught_[new]])
+        return {"taught_": taught, "n_taught_": len(taught)}
 
     def _require_next(self, task: Task, where: str) -> None:
         """Refuses a task that is not the next one, or that means another class by a known id or name."""

@@ -57,9 +57,12 @@ class EASE(Method[EASEConfig]):
     adapters_: AdapterStack = learned_module({}, "an adapter per task", rest="adapter", each="tasks")
     slot_columns_: list[int] = learned("slots", int, "column of each class of each task", below="classes")
     slot_tasks_: list[int] = learned("slots", int, "its task", below="tasks")
-    counts_: Tensor = learned("slots", torch.long, "its images")
-    sums_: list[Tensor] = learned("slots, d", torch.float64, "by subspace k; 0 for tasks before k", each="tasks")
-    frozen_sums_: Tensor = learned("beta slots, d", torch.float64, "of the bare backbone")
+    counts_: Tensor = learned("slots", torch.long, "its images", merges="added")
+    sums_: list[Tensor] = learned(
+        "slots, d", torch.float64, "by subspace k; 0 for tasks before k", each="tasks", merges="added",
+        under="adapters_",
+    )  # fmt: skip
+    frozen_sums_: Tensor = learned("beta slots, d", torch.float64, "of the bare backbone", merges="added")
 
     def sizes(self) -> Sizes:
         """beta: 1 where the setting beta is above 0, else 0."""

@@ -61,8 +61,10 @@ class FeCAM(FeatureMethod[FeCAMConfig]):
     tags: ClassVar = Tags(split_invariant=True)
 
     tuned_: nn.Module = learned_module({}, "what adapts to the first task", rest="part")
-    gaussians_: Gaussians = learned_module(Gaussians.state("classes"), "of t(phi)")
-    raw_sums_: Tensor = learned("tukey classes, d", torch.float64, "of tukey, whose t(m_c) is of the raw mean")
+    gaussians_: Gaussians = learned_module(Gaussians.state("classes"), "of t(phi)", under="tuned_")
+    raw_sums_: Tensor = learned(
+        "tukey classes, d", torch.float64, "of tukey, whose t(m_c) is of the raw mean", merges="added"
+    )
     mixed_: Tensor = learned("<=d, d", torch.float64, "Z with ZᵀZ the mix of common_released")
 
     def sizes(self) -> Sizes:

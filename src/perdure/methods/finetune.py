@@ -8,7 +8,8 @@ Deviations:
 - From common practice: gradients are clipped (``train.clip_norm``), or the first one of a task damages the network.
 - Learning rate and epochs are of no paper: ``benchmarks/search_baselines.py`` found them on held-out training images.
 Relations: SLCA is what becomes of it with a slow backbone and aligned heads; ``joint`` is the upper reference.
-Cost: F is a forward pass. Training image: 3 F per epoch. Test image: F per task. State: a whole backbone and a head.
+Cost: F is a forward pass. Training image: 3 F per epoch. Test image: F after each task. State: a whole backbone and a
+    head.
 """
 
 from __future__ import annotations

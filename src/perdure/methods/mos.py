@@ -74,10 +74,10 @@ class MOS(Method[MOSConfig]):
 
     adapters_: AdapterStack = learned_module({}, "an adapter per task", rest="adapter", each="tasks")
     head_: GrowingLinear = learned_module(GrowingLinear.STATE, "the head, for features under any adapter")
-    counts_: Tensor = learned("classes", torch.long, "images of each class")
-    sums_: Tensor = learned("classes, d", torch.float64, "sums of features in A_0's space")
+    counts_: Tensor = learned("classes", torch.long, "images of each class", merges="added")
+    sums_: Tensor = learned("classes, d", torch.float64, "sums in A_0's space", merges="added", under="adapters_")
     slot_columns_: list[int] = learned("slots", int, "of each Gaussian; -1: unaligned", least=-1, below="classes")
-    gaussians_: Gaussians = learned_module(Gaussians.state("slots"), "under each class's adapter")
+    gaussians_: Gaussians = learned_module(Gaussians.state("slots"), "under each class's adapter", under="adapters_")
     task_of_: list[int] = learned("classes", int, "task in which each class came first", below="tasks")
 
     def setup(self) -> None:

@@ -39,7 +39,7 @@ from perdure.modules.heads import cosine_scores
 from perdure.modules.random_features import RandomFeatures
 from perdure.modules.ridge import packed_size
 from perdure.modules.ridge_choice import RidgeChoice, RidgePerTask
-from perdure.modules.ridge_sums import RidgeSums
+from perdure.modules.ridge_sums import RidgeSums, joined
 from perdure.train.adapting import Adaptation, FirstSession
 
 
@@ -68,16 +68,16 @@ class RanPAC(FeatureMethod[RanPACConfig]):
     tuned_: nn.Module = learned_module({}, "what adapts to the first task", rest="part")
     projection_seed_: int = learned("", int, "draws W_R")
     projection_sums_: Tensor = learned("d", torch.float64, "of |W_R| in each row: it must be drawn again alike")
-    whole_: int = learned("", int, "1 once G itself is kept, 0 before", tells="whole")
-    factor_: Tensor = learned("rows, M", torch.float64, "R, G = RᵀR; the last rows are of held-out images")
-    targets_: Tensor = learned("rows, classes", torch.float64, "Z, Q = RᵀZ")
-    gram_: Tensor = learned("whole packed", torch.float64, "G of all images, packed")
-    sums_: Tensor = learned("M, whole classes", torch.float64, "Q of all images")
-    counts_: Tensor = learned("classes", torch.long, "n_c: images of each class")
-    ridges_: list[float] = learned("tasks", float, "lambda after each task")
-    val_gram_: Tensor = learned("held whole packed", torch.float64, "G of held-out images")
-    val_sums_: Tensor = learned("M, held whole classes", torch.float64, "Q of held-out images")
-    n_val_: int = learned("", int, "held-out images")
+    whole_: int = learned("", int, "1 once G itself is kept, 0 before", tells="whole", merges="pooled")
+    factor_: Tensor = learned("rows, M", torch.float64, "R, G = RᵀR; the last rows are held out", merges="pooled")
+    targets_: Tensor = learned("rows, classes", torch.float64, "Z, Q = RᵀZ", merges="pooled", under="tuned_")
+    gram_: Tensor = learned("whole packed", torch.float64, "G of all images, packed", merges="pooled")
+    sums_: Tensor = learned("M, whole classes", torch.float64, "Q of all images", merges="pooled", under="tuned_")
+    counts_: Tensor = learned("classes", torch.long, "n_c: images of each class", merges="added")
+    ridges_: list[float] = learned("tasks", float, "lambda after each task", merges="pooled")
+    val_gram_: Tensor = learned("held whole packed", torch.float64, "G of held-out images", merges="pooled")
+    val_sums_: Tensor = learned("M, held whole classes", torch.float64, "Q of held-out images", merges="pooled")
+    n_val_: int = learned("", int, "held-out images", merges="pooled")
 
     @property
     def m(self) -> int:
@@ -126,10 +126,12 @@ class RanPAC(FeatureMethod[RanPACConfig]):
     def _learn_features(self, features: Features, columns: Int[Tensor, " n"], rng: torch.Generator) -> None:
         where = self.lift, features, columns, len(self.classes_)
         kept, ridge = self.kept.taught(self.config.ridge, self.ridges_, *where, rng)
-        self.whole_, self.factor_, self.targets_, self.n_val_ = int(kept.whole), kept.factor, kept.targets, kept.n_val
-        self.gram_, self.sums_, self.val_gram_, self.val_sums_ = kept.gram, kept.sums, kept.val_gram, kept.val_sums
-        self.counts_ = add_class_counts(self.counts_, columns, len(self.classes_))
-        self.ridges_ = [*self.ridges_, ridge]
+        vars(self).update(kept.entries())
+        self.counts_, self.ridges_ = add_class_counts(self.counts_, columns, where[-1]), [*self.ridges_, ridge]
+
+    def _pooled(self, other: Self) -> dict[str, Any]:
+        kept, ridges = joined(self.config.ridge, self.kept, self.ridges_, other.kept, other.ridges_, self.lift.device)
+        return {**super()._pooled(other), **kept.entries(), "ridges_": ridges}
 
     @property
     def kept(self) -> RidgeSums:
@@ -145,6 +147,4 @@ class RanPAC(FeatureMethod[RanPACConfig]):
 
     def _scores_from_features(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
         h = self.lift(features)
-        if self.config.head == "cosine":
-            return cosine_scores(h, self.weight.T).cpu()
-        return (h @ self.weight).float().cpu()
+        return (cosine_scores(h, self.weight.T) if self.config.head == "cosine" else (h @ self.weight).float()).cpu()

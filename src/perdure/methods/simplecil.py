@@ -38,8 +38,8 @@ class SimpleCIL(FeatureMethod[SimpleCILConfig]):
     Config = SimpleCILConfig
     tags: ClassVar = Tags(split_invariant=True)
 
-    counts_: Tensor = learned("classes", torch.long, "n_c: images of each class")
-    sums_: Tensor = learned("classes, d", torch.float64, "s_c: sums of features")
+    counts_: Tensor = learned("classes", torch.long, "n_c: images of each class", merges="added")
+    sums_: Tensor = learned("classes, d", torch.float64, "s_c: sums of features", merges="added")
 
     @property
     def prototypes(self) -> Float[Tensor, "classes d"]:

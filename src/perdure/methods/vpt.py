@@ -77,8 +77,8 @@ class VPT(PromptMethod[VPTConfig]):
 
     prompts_: nn.ParameterList = learned_module({"<blocks>": learned("p, d", torch.float32)}, "P_l, by block")
     head_: CosineHead | GrowingLinear = learned_module(EITHER, "W, and b or sigma; empty for first_task")
-    counts_: Tensor = learned("means classes", torch.long, "n_c: images of each class")
-    sums_: Tensor = learned("means classes, 2 d", torch.float64, "s_c: of [frozen; prompted] features")
+    counts_: Tensor = learned("means classes", torch.long, "n_c: images of each class", merges="added")
+    sums_: Tensor = learned("means classes, 2 d", torch.float64, "s_c: of both", merges="added", under="prompts_")
 
     def sizes(self) -> Sizes:
         """blocks: that get prompts; p: tokens of each; heads: 1, or 0 for first_task, for which means is 1."""

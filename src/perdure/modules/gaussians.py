@@ -8,7 +8,7 @@ decomposition. The factor is unique only up to signs of rows, and holds no image
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,7 @@ class Gaussians(nn.Module):
         ddof: what is taken from n in a variance's divisor.
     """
 
+    merges_itself: ClassVar = True
     counts: Tensor
     means: Tensor
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from perdure.learned import learned
 
-HeadInit = Literal["normal_0.01", "normal_0.02", "zeros", "torch_linear", "kaiming_fan_out"]
+HeadInit = Literal[
+    "normal_0.001", "normal_0.01", "normal_0.02", "zeros", "torch_linear", "kaiming_uniform", "kaiming_fan_out"
+]
 
 
 class GrowingLinear(nn.Module):
@@ -36,15 +38,17 @@ class GrowingLinear(nn.Module):
         Args:
             width: columns afterwards.
             rng: where new weights come from.
-            init: weights N(0, 0.01²), truncated N(0, 0.02²), zeros, ``torch.nn.Linear``'s U(±1/√d) (its biases too),
-                or VPT's N(0, 2/columns); biases are zero otherwise.
+            init: weights N(0, 0.001²), N(0, 0.01²), truncated N(0, 0.02²), zeros, ``torch.nn.Linear``'s U(±1/√d) (its
+                biases too), the same with biases of zero, or VPT's N(0, 2/columns); biases are zero otherwise.
         """
         more, dim = width - len(self.bias), self.weight.shape[1]
         weight, bias = torch.zeros(more, dim), torch.zeros(more)
-        if init == "normal_0.01":
-            weight = 0.01 * torch.randn(more, dim, generator=rng)
+        if init in ("normal_0.001", "normal_0.01"):
+            weight = float(init.removeprefix("normal_")) * torch.randn(more, dim, generator=rng)
         elif init == "normal_0.02":
             nn.init.trunc_normal_(weight, std=0.02, generator=rng)
+        elif init == "kaiming_uniform":
+            weight = dim**-0.5 * (2 * torch.rand(weight.shape, generator=rng) - 1)
         elif init == "kaiming_fan_out" and more:
             weight = (2 / more) ** 0.5 * torch.randn(more, dim, generator=rng)
         elif init == "torch_linear":
@@ -88,14 +92,19 @@ def linear_scores(features: Float[Tensor, "b d"], head: GrowingLinear) -> Float[
 
     The product is taken in float64, so that its rounding, which depends on the batch, vanishes in the result.
     """
-    return F.linear(_float64(features), _float64(head.weight), _float64(head.bias)).float()
+    return F.linear(float64(features), float64(head.weight), float64(head.bias)).float()
 
 
 def cosine_scores(features: Float[Tensor, "b d"], prototypes: Float[Tensor, "classes d"]) -> Float[Tensor, "b classes"]:
     """Cosine of every feature with every prototype, float32; the product is taken in float64, as above."""
-    unit = F.normalize(_float64(features), dim=1, eps=1e-12)
-    return (unit @ F.normalize(_float64(prototypes), dim=1, eps=1e-12).T).float()
+    unit = F.normalize(float64(features), dim=1, eps=1e-12)
+    return (unit @ F.normalize(float64(prototypes), dim=1, eps=1e-12).T).float()
 
 
-def _float64(x: Tensor) -> Tensor:
-    return (x.cpu() if x.device.type == "mps" else x).double()  # Apple's GPUs have no float64
+def float64(x: Tensor) -> Tensor:
+    """The numbers in float64, whose rounding vanishes in float32; on the CPU where the device has no such numbers.
+
+    Args:
+        x: of any device.
+    """
+    return (x.cpu() if x.device.type == "mps" else x).double()  # Apple's GPUs have none

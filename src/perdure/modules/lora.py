@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ class LoRA(nn.Module):
         layer: the layer it is for.
         rank: r.
         rng: where A ~ U(±1/√fan_in) comes from.
-        scale: fixed, alpha / r in the paper.
+        scale: alpha / r in the paper.
         parts: into how many equal parts the output falls, each with its own A and B.
         updated: which of them get an update.
+        learned_scale: whether every part's update has a scale of its own that learns, from ``scale`` on.
     """
 
     def __init__(
@@ -32,9 +34,11 @@ class LoRA(nn.Module):
         scale: float = 1.0,
         parts: int = 1,
         updated: tuple[int, ...] = (0,),
+        learned_scale: bool = False,
     ) -> None:
         super().__init__()
         self.scale, self.parts, self.updated = scale, parts, updated
+        self.scales = nn.ParameterList(torch.tensor(scale) for _ in updated if learned_scale)
         n_out, *fan = layer.weight.shape
         bound = torch.Size(fan).numel() ** -0.5
         draws = [bound * (2 * torch.rand(rank, *fan, generator=rng) - 1) for _ in updated]
@@ -49,23 +53,27 @@ class LoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, ..., in) or (b, in, h, w) to what is added to the layer's output."""
-        updates = [self._update(x, a, b) for a, b in zip(self.a, self.b, strict=True)]
+        updates = [self._update(x, *own) for own in self._triples()]
         added, like = dict(zip(self.updated, updates, strict=True)), updates[0]
         axis = 1 if self.a[0].ndim == 4 else -1
         return torch.cat([added.get(p, torch.zeros_like(like)) for p in range(self.parts)], dim=axis)
 
-    def _update(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    def _triples(self) -> Iterator[tuple[Tensor | float, Tensor, Tensor]]:
+        """Scale, A and B of every update."""
+        return zip(self.scales or [self.scale] * len(self.updated), self.a, self.b, strict=True)
+
+    def _update(self, x: Tensor, scale: Tensor | float, a: Tensor, b: Tensor) -> Tensor:
         if a.ndim == 2:
-            return self.scale * F.linear(F.linear(x, a), b)
-        return self.scale * F.conv2d(F.conv2d(x, a, **self.options), b[:, :, None, None])
+            return scale * F.linear(F.linear(x, a), b)
+        return scale * F.conv2d(F.conv2d(x, a, **self.options), b[:, :, None, None])
 
     @torch.no_grad()
     def fold_into(self, layer: nn.Module) -> None:
         """Adds the update to ``layer``'s weight."""
         weight: Tensor = layer.weight.detach().clone()  # type: ignore[operator]
         n = len(weight) // self.parts
-        for part, a, b in zip(self.updated, self.a, self.b, strict=True):
-            weight[part * n : (part + 1) * n] += self.scale * (b @ a.flatten(1)).view(n, *weight.shape[1:])
+        for part, (scale, a, b) in zip(self.updated, self._triples(), strict=True):
+            weight[part * n : (part + 1) * n] += scale * (b @ a.flatten(1)).view(n, *weight.shape[1:])
         layer.weight = nn.Parameter(weight, requires_grad=False)
 
     def extra_repr(self) -> str:

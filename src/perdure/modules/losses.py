@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
+
+from perdure.config import Config
 
 
 def masked_cross_entropy(
@@ -48,3 +53,27 @@ def own_index_loss(rows: Float[Tensor, "n d"], temperature: float = 0.8) -> Floa
         temperature: of the inner products.
     """
     return F.cross_entropy(rows @ rows.T / temperature, torch.arange(len(rows), device=rows.device))
+
+
+class Anchor(Config):
+    """Holds logits at one level, about which cross-entropy says nothing: weight * mean (E + depth)².
+
+    Source: Wang et al., "Isolation and Impartial Aggregation", AAAI 2023; ``softmin`` is in its released code.
+    """
+
+    form: Literal["softmin", "softmax"] = Field(
+        "softmin",
+        description="of E, of logits z: -log sum exp(-beta z) / beta, or -log sum exp(beta z) / beta",
+    )
+    weight: float = Field(0.1, ge=0, description="of (E + depth)² beside the cross-entropy (lambda)")
+    depth: float = Field(10.0, ge=0, description="E is pulled to minus this (minus Delta)")
+    beta: float = Field(1.0, gt=0, description="one over the temperature of E (not the vote's)")
+
+    def energies(self, logits: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
+        """E of every image."""
+        sign = -1.0 if self.form == "softmin" else 1.0
+        return -torch.logsumexp(sign * self.beta * logits, 1) / self.beta
+
+    def loss(self, logits: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
+        """What is added to the cross-entropy."""
+        return self.weight * (self.energies(logits) + self.depth).square().mean()

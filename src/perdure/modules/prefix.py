@@ -1,7 +1,8 @@
 """Prefixes: learned keys and values that a block's attention reads besides its own, and how CODA-Prompt mixes them.
 
 Source: Smith et al., "CODA-Prompt" (CVPR 2023, arXiv 2211.13218), section 4: weights of components, their
-orthogonality; the initialisation is that of the released code, by Gram-Schmidt at every task.
+orthogonality; the initialisation is that of the released code, by Gram-Schmidt at every task. :class:`Prefix` is that
+of Gao et al., "LAE" (ICCV 2023, arXiv 2303.10070).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from perdure.errors import ShapeError
 
@@ -121,3 +122,44 @@ def orthogonality_penalty(rows: Float[Tensor, "m ..."]) -> Float[Tensor, ""]:
     """
     flat = rows.flatten(1)
     return (flat @ flat.T - torch.eye(len(flat), device=flat.device, dtype=flat.dtype)).square().mean()
+
+
+class Prefix(nn.Module):
+    """Keys ``s_k P_k`` and values ``s_v P_v`` of one block, whose weights always sum to 1 (prefix compensation).
+
+    Attention over the model's own tokens and the prefix, with the weights of the prefix divided by their sum: tokens
+    and prefix are then two terms, ``(1 - m) Attn(x) + softmax(q (s_k P_k)ᵀ) s_v P_v``, where m is what the prefix
+    takes from the tokens. It does not matter where among the keys the prefix stands.
+
+    Args:
+        dim: width d of the tokens.
+        length: rows of P_k and of P_v.
+        rng: where both come from, U(0, 0.01); s_k and s_v are 1 at first.
+    """
+
+    def __init__(self, dim: int, length: int, rng: torch.Generator) -> None:
+        super().__init__()
+        self.keys, self.values = (nn.Parameter(0.01 * torch.rand(length, dim, generator=rng)) for _ in range(2))
+        self.key_scale, self.value_scale = (nn.Parameter(torch.ones(())) for _ in range(2))
+
+    def forward(
+        self,
+        attended: Float[Tensor, "b n d"],
+        queries: Float[Tensor, "b heads n head_dim"],
+        keys: Float[Tensor, "b heads n head_dim"],
+    ) -> Float[Tensor, "b n d"]:
+        """The attention's result with the prefix.
+
+        Args:
+            attended: what the attention gave, head after head, before its projection.
+            queries: behind any norm.
+            keys: as well.
+        """
+        heads, attend = queries.shape[1], F.scaled_dot_product_attention
+        scaled = (self.key_scale * self.keys, self.value_scale * self.values)
+        mine, values = (split_heads(p[None].to(keys.dtype), heads).expand(len(keys), -1, -1, -1) for p in scaled)
+        # 1 - m: no softmax or sigmoid of its own, whose last bits would depend on the batch
+        of_tokens = torch.cat([torch.zeros_like(mine), torch.ones_like(keys)], dim=2)
+        kept = attend(queries, torch.cat([mine, keys], dim=2), of_tokens)
+        both = kept * split_heads(attended, heads) + attend(queries, mine, values)
+        return both.transpose(1, 2).flatten(2).to(attended.dtype)

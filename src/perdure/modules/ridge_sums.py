@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses as dc
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +20,7 @@ from perdure.modules.ridge_choice import (
     chosen_on_statistics,
     held_out,
 )
-from perdure.modules.ridge_factor import Factor, has_room, solve_factor_upwards, statistics_of
+from perdure.modules.ridge_factor import Factor, has_room, solve_factor_upwards, statistics_of, turn_, with_room
 
 
 @dc.dataclass(frozen=True)
@@ -55,6 +56,11 @@ class RidgeSums:
     def statistics(self) -> Statistics:
         """(G, Q) of all images, as :func:`~perdure.modules.ridge.merge_ridge` takes them."""
         return (self.gram, self.sums) if self.whole else statistics_of((self.factor, self.targets))
+
+    def entries(self) -> dict[str, Any]:
+        """As a method declares them."""
+        tensors = {f.name: getattr(self, f.name) for f in dc.fields(self) if f.name != "n"}
+        return {"whole_": int(self.whole), **{f"{name}_": value for name, value in tensors.items()}}
 
     def taught(
         self,
@@ -118,6 +124,28 @@ class RidgeSums:
         none = self.factor.new_zeros(0, lift.m), self.targets.new_zeros(0, width)
         return RidgeSums(*none, gram, sums, *held, n, n_val)
 
+    def joined(self, other: RidgeSums, *, held: bool) -> RidgeSums:
+        """Of the images of both, with the same random features and classes.
+
+        Args:
+            other: of other images.
+            held: whether images are held out, ever.
+        """
+        n, n_val, m = self.n + other.n, self.n_val + other.n_val, self.factor.shape[1]
+        if not (self.whole or other.whole) and has_room(n, m):
+            parts = [_turned(*pair) for pair in zip(self._factors(), other._factors(), strict=True)]
+            factor, targets = (torch.cat(both) for both in zip(*parts, strict=True))
+            return dc.replace(self, factor=factor, targets=targets, n=n, n_val=n_val)
+        gram, sums = (a + b for a, b in zip(self.statistics, other.statistics, strict=True))
+        val = self.val_gram, self.val_sums
+        if held:
+            mine, theirs = (
+                (part.val_gram, part.val_sums) if part.whole else statistics_of(part._factors()[1])
+                for part in (self, other)
+            )
+            val = mine[0] + theirs[0], mine[1] + theirs[1]
+        return RidgeSums(self.factor[:0], self.targets[:0], gram, sums, *val, n, n_val)
+
     def best_ridge(self, device: torch.device) -> float:
         """The best λ for the images not held out; one at least must be held out.
 
@@ -152,3 +180,31 @@ class RidgeSums:
         # of the images to fit, and of those held out
         k = len(self.factor) - self.n_val
         return (self.factor[:k], self.targets[:k]), (self.factor[k:], self.targets[k:])
+
+
+def joined(
+    how: RidgeChoice, mine: RidgeSums, my_ridges: Sequence[float], theirs: RidgeSums, their_ridges: Sequence[float],
+    device: torch.device,
+) -> tuple[RidgeSums, list[float]]:  # fmt: skip
+    """Of the images of both, with a λ for each task: the larger of both, since it shrinks more, and for the last one
+    the best on the images held out, if λ is chosen on those of all tasks.
+
+    Args:
+        how: λ is set.
+        mine: of some images.
+        my_ridges: λ after each task.
+        theirs: of other images, with the same random features and classes.
+        their_ridges: λ after each task.
+        device: to compute on.
+    """
+    kept = mine.joined(theirs, held=how.name == "cumulative")
+    ridges = [max(both) for both in zip(my_ridges, their_ridges, strict=True)]
+    return kept, [*ridges[:-1], kept.best_ridge(device)] if how.name == "cumulative" and kept.n_val else ridges
+
+
+def _turned(mine: Factor, theirs: Factor) -> Factor:
+    old, width = len(mine[0]), mine[1].shape[1]
+    both = with_room(mine, len(theirs[0]), width)
+    both[0][old:], both[1][old:] = theirs
+    turn_(both, old)
+    return both

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses as dc
 import json
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import yaml
 from perdure.errors import CheckpointError, RunDirectoryError
 from perdure.eval import Predictions
 from perdure.run.results import Results, TaskCost
+
+MEMBER = "member."  # before a member's name, in predictions.npz
 
 
 def task_folder(run: Path, index: int) -> Path:
@@ -41,7 +44,16 @@ def read_predictions(task: Path) -> Predictions:
     file = task / "predictions.npz"
     # opened here: np.load leaves a damaged file open
     with _damage_named(file), open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-        return Predictions(**arrays)
+        members = {name.removeprefix(MEMBER): arrays[name] for name in arrays if name.startswith(MEMBER)}
+        own = {name: arrays[name] for name in arrays if not name.startswith(MEMBER)}
+        return Predictions(**own, members=members)
+
+
+def write_predictions(task: Path, predictions: Predictions) -> None:
+    """Puts predictions into one task's directory."""
+    arrays = {field.name: getattr(predictions, field.name) for field in dc.fields(predictions)}
+    members = arrays.pop("members")
+    np.savez(task / "predictions.npz", **arrays, **{f"{MEMBER}{name}": best for name, best in members.items()})
 
 
 def read_cost(task: Path) -> TaskCost:

@@ -99,22 +99,23 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def accuracy_table(runs: Mapping[str, Results]) -> list[list[str]]:
-    """Accuracy in percent after every task, over all test images so far; one row per run.
+    """Accuracy in percent after every task, over all test images so far, and the images kept; one row per run.
 
     Args:
         runs: results by label.
 
     Returns:
-        The header row (method, 1 to T, average, last, forgetting), then the runs; ``–`` where a value is not defined.
+        The header row (method, 1 to T, average, last, forgetting, images kept), then the runs; ``–`` where a value is
+        not defined.
     """
     n = max((len(r.metrics.accuracy_after_task) for r in runs.values()), default=0)
-    rows = [["method", *(str(t) for t in range(1, n + 1)), "average", "last", "forgetting"]]
+    rows = [["method", *(str(t) for t in range(1, n + 1)), "average", "last", "forgetting", "images kept"]]
     for label, r in runs.items():
         m = r.metrics
         after = [percent(v) for v in m.accuracy_after_task]
         after += ["–"] * (n - len(after))
         ends = (m.average_incremental_accuracy, m.last_accuracy, m.forgetting)
-        rows.append([label, *after, *(percent(v) for v in ends)])
+        rows.append([label, *after, *(percent(v) for v in ends), str(r.cost.exemplars)])
     return rows
 
 

@@ -37,6 +37,15 @@ class Metrics(_Part):
     accuracy_after_task: list[Number] = Field(description="over all test images seen so far, after each task")
 
 
+class Member(_Part):
+    """What one member of the method would reach alone; fractions between 0 and 1, of all test images alike."""
+
+    last_accuracy: Number = Field(description="after the last task, over all test images")
+    average_incremental_accuracy: Number = Field(description="mean over tasks of the accuracy over images so far")
+    forgetting: Number = Field(description="Chaudhry et al. 2018")
+    accuracy_after_task: list[Number] = Field(description="over all test images seen so far, after each task")
+
+
 class Cost(_Part):
     """What the run cost; whole run, summed over resumed sessions."""
 
@@ -105,6 +114,9 @@ class Results(_Part):
     cost: Cost
     selection: list[Selection | None] | None = Field(
         None, description="after each task (null: not recorded); null for a method that does not choose prompts"
+    )
+    members: dict[str, Member] | None = Field(
+        None, description="by name: each member of the method alone; null for a method of which no part decides alone"
     )
     provenance: Provenance
 

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import yaml
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from safetensors import SafetensorError
@@ -35,7 +34,7 @@ from perdure.memory import FeatureStore
 from perdure.methods import Method
 from perdure.run.checkpoint import save_state, state_after, tensor_bytes
 from perdure.run.claim import RECIPE, data_changes, facts_of, refuse_another
-from perdure.run.reading import read_cost, read_predictions, read_recipe, read_results, task_folder
+from perdure.run.reading import read_cost, read_predictions, read_recipe, read_results, task_folder, write_predictions
 from perdure.run.recipe import Recipe, load_recipe
 from perdure.run.results import Results, Selection, TaskCost
 from perdure.run.selection import SELECTION_FILE, read_selection, selection_after
@@ -178,7 +177,7 @@ class Runner:
         with self._writing():
             temporary.mkdir(parents=True)
             save_state(temporary, state)
-            np.savez(temporary / "predictions.npz", **dc.asdict(predictions))
+            write_predictions(temporary, predictions)
             (temporary / "cost.json").write_text(json.dumps(dc.asdict(cost)), encoding="utf-8")
             if selection is not None:
                 (temporary / SELECTION_FILE).write_text(selection.model_dump_json(), encoding="utf-8")

@@ -60,7 +60,7 @@ def save(method: Method[Any], folder: str | Path) -> None:
         StorageError: if the disk does not take it; what was there before stays.
     """
     place = Path(folder).expanduser()
-    before, is_new = _require_ours(place), not place.exists()
+    before, is_new = require_place(place), not place.exists()
     state, backbone = place / f"state-{uuid.uuid4().hex[:8]}", method.backbone
     about = {
         "format": FORMAT,
@@ -216,8 +216,18 @@ def _name_of(kind: Kind) -> str:
     return next((name for name in methods.names() if methods.get(name) is kind), kind.__name__)
 
 
-def _require_ours(place: Path) -> str | None:
-    """The folder of the state that a new one will replace, if there is one."""
+def require_place(place: Path) -> str | None:
+    """Refuses a place where no method can be saved.
+
+    Args:
+        place: the folder.
+
+    Returns:
+        The folder of the state that a new one will replace, if there is one.
+
+    Raises:
+        CheckpointError: if it holds other things, or is a file.
+    """
     if place.exists() and not place.is_dir():
         raise CheckpointError("save", "folder", "a folder", str(place), "Give another name")
     if (place / ABOUT).is_file():
@@ -227,6 +237,7 @@ def _require_ours(place: Path) -> str | None:
     others = sorted(p.name for p in place.iterdir()) if place.is_dir() else []
     if others:
         must_be, hint = "new, empty, or a saved method's", "Give another folder"
+        others.sort(key=lambda name: name.startswith("."))  # what a listing shows comes first
         raise CheckpointError("save", "folder", must_be, f"{place} holding {others[0]}", hint)
     return None
 

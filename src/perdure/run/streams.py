@@ -23,6 +23,10 @@ STREAMS: dict[str, dict[str, Any]] = {
     for data, increments in SURVEY.items()
     for n in increments
 } | {
+    "5-datasets-b0-inc10": {"data": "data/5-datasets", "base": 10, "increment": 10, "order_seed": None},
+    "domainnet200-b0-inc20": {"data": "data/domainnet200", "base": 20, "increment": 20, "order_seed": None},
+    "core50-domains": {"data": "data/core50", "scenario": "domain"},
+    "domainnet-b0-inc69": {"data": "data/domainnet", "base": 69, "increment": 69, "order_seed": None},
     "caltech101-10-tasks": {"data": "data/caltech101", "tasks": 10, "order_seed": 1993},
     "cifar10-5-tasks": {"data": "cifar10", "tasks": 5, "order_seed": 1993},
     "fashion-mnist-5-tasks-100-each": {

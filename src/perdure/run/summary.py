@@ -28,6 +28,7 @@ from perdure.eval import (
     top_k_accuracy,
 )
 from perdure.methods import methods
+from perdure.run.members import members_in
 from perdure.run.results import Cost, Metrics, Provenance, Results, Selection, TaskCost
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -89,6 +90,7 @@ def summarise(
         task_classes=[list(t.classes) for t in stream],
         cost=cost,
         selection=list(selection) if any(selection) else None,
+        members=members_in(after),
         provenance=Provenance(**provenance),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +99,15 @@ class AllWeights(_Part):
 Adaptation: TypeAlias = AdapterPart | ScaleShiftPart | ShallowPrompts | DeepPrompts | AllWeights
 
 
-def adaptable(backbone: Backbone, how: Adaptation, rng: torch.Generator) -> tuple[Backbone, nn.Module]:
+class Inserts(Protocol):
+    """Anything that is inserted into a view of the backbone."""
+
+    def insert(self, view: Backbone, rng: torch.Generator) -> nn.Module:
+        """Puts it there; its initial values come from ``rng``."""
+        ...
+
+
+def adaptable(backbone: Backbone, how: AllWeights | Inserts, rng: torch.Generator) -> tuple[Backbone, nn.Module]:
     """A backbone with a part that may learn, frozen for now, and that part.
 
     Source: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models", IJCV 2024, section 5: adapters

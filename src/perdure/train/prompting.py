@@ -149,6 +149,30 @@ def learning(*parts: nn.Module) -> list[nn.Parameter]:
     return [p for part in parts for p in part.parameters() if p.requires_grad]
 
 
+def embedded_batches(
+    backbone: Backbone, store: FeatureStore, data: LabelledImages, size: int, order: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, Float[Tensor, "b n d"]]]:
+    """Positions and the inputs of block 0 of eval views, by batch.
+
+    Args:
+        backbone: a frozen Vision Transformer.
+        store: where the outputs of stems are kept.
+        data: images.
+        size: images per batch.
+        order: of positions; None: as stored.
+    """
+    if (stored := store.tokens(backbone, data)) is not None:
+        positions = np.arange(len(data)) if order is None else order
+        for start in range(0, len(positions), size):
+            at = positions[start : start + size]
+            yield at, stored(at)
+        return
+    for at, images in data.batches(backbone.preprocess, size, order):
+        with torch.no_grad():
+            tokens = backbone.embed_tokens(images)
+        yield at, tokens
+
+
 class PromptTests:
     """Scores images by a method's scorer, with stored queries where there are any.
 
@@ -199,7 +223,7 @@ class PromptTests:
         order, size = self._order(data), self.together or self.backbone.batch_size
         queries = self._queries(data) if self.queries else None
         parts, done = [], 0
-        for positions, embedded in self.embedded(data, size, order):
+        for positions, embedded in embedded_batches(self.backbone, self.store, data, size, order):
             with torch.no_grad():
                 known = None if queries is None else queries[positions].to(embedded.device)
                 scores = self._scored(embedded, known)
@@ -236,27 +260,6 @@ class PromptTests:
             slots = choose(queries[at.numpy()].to(self.backbone.device))
             counts += torch.bincount(slots.flatten().cpu(), minlength=n_slots)
         return counts / counts.sum().clamp(min=1)
-
-    def embedded(
-        self, data: LabelledImages, size: int, order: np.ndarray | None = None
-    ) -> Iterator[tuple[np.ndarray, Float[Tensor, "b n d"]]]:
-        """Positions and the inputs of block 0 of eval views, by batch.
-
-        Args:
-            data: images.
-            size: images per batch.
-            order: of positions; None: as stored.
-        """
-        if (stored := self.store.tokens(self.backbone, data)) is not None:
-            positions = np.arange(len(data)) if order is None else order
-            for start in range(0, len(positions), size):
-                at = positions[start : start + size]
-                yield at, stored(at)
-            return
-        for at, images in data.batches(self.backbone.preprocess, size, order):
-            with torch.no_grad():
-                tokens = self.backbone.embed_tokens(images)
-            yield at, tokens
 
     def queries_of(self, embedded: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         """The pooled features of the frozen backbone without prompts.

@@ -58,8 +58,8 @@ class Session(Generic[B]):
     ) -> None:
         self.source, self.config, self.stage, self.progress = source, config, stage, progress
         parts: tuple[list[nn.Module | nn.Parameter], ...] = (list(fast), list(slow))
-        self._modules = [m for part in parts for m in part if isinstance(m, nn.Module)]
-        self._adapters = [adapter for part in self._modules for adapter in adapters_in(part)]
+        self.modules = [m for part in parts for m in part if isinstance(m, nn.Module)]
+        self._adapters = [adapter for part in self.modules for adapter in adapters_in(part)]
         self.dropout = _dropout_of(self._adapters, rng)
         rates = (config.peak, config.peak * slow_factor)
         groups = [{"params": parameters_of(part), "peak": rate} for part, rate in zip(parts, rates, strict=True)]
@@ -199,13 +199,13 @@ class Session(Generic[B]):
 
     @contextlib.contextmanager
     def _learning(self) -> Iterator[None]:
-        for part in self._modules:
+        for part in self.modules:
             part.requires_grad_(True)
         try:
             with dropping(self._adapters, self.dropout):
                 yield
         finally:
-            for part in self._modules:
+            for part in self.modules:
                 part.requires_grad_(False)
             for p in self.learned:
                 p.grad = None
