@@ -268,7 +268,7 @@ def test_an_adapters_activation_is_a_choice_and_its_scale_may_learn() -> None:
     adapter(u).sum().backward()
     assert float(adapter.scale.grad) == pytest.approx(by_hand.sum().item(), rel=1e-4)  # type: ignore[union-attr]
     assert sum(p.numel() for p in adapter.parameters()) == 6 * 4 + 4 + 4 * 6 + 6 + 1
-    assert adapter.extra_repr() == "scale=0.5"
+    assert adapter.extra_repr() == "scale=0.5, activation=gelu", "views that differ in it share no stored feature"
     assert "scale" not in Adapter(6, 4, rng()).state_dict()
 
 
