@@ -16,6 +16,7 @@ from perdure.data.synthetic import synthetic_dataset
 from perdure.methods import slca as module
 from perdure.methods.slca import SLCA, SLCAConfig
 from perdure.modules.gaussians import Gaussians
+from perdure.modules.heads import GrowingLinear
 from perdure.modules.losses import norm_scaled
 from perdure.train import slow_learner
 from perdure.train.alignment import shortened
@@ -107,14 +108,14 @@ def test_06_the_next_task_starts_from_unaligned_heads(backbone: Backbone, store:
     raw, aligned = values(method.raw_head_), values(method.head_)
     assert not alike(raw, aligned)
     started: list[list[Tensor]] = []
-    apart = module.GrowingLinear.apart
+    apart = GrowingLinear.apart
 
-    def spy(self: module.GrowingLinear, columns: Tensor) -> Any:
+    def spy(self: GrowingLinear, columns: Tensor) -> Any:
         started.append(values(self))
         return apart(self, columns)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.GrowingLinear, "apart", spy)
+        patch.setattr(GrowingLinear, "apart", spy)
         method.fit_task(tasks[2])
     assert alike([t[:4] for t in started[0]], raw)
     x = torch.zeros(2, 3, 160, 160, dtype=torch.uint8)
@@ -167,7 +168,7 @@ def test_09_alignment_separates_well_separated_gaussians(tau: float, backbone: B
         method.gaussians_.add(c, centres[c] + torch.randn(50, 2, generator=rng, dtype=torch.float64))
     method.slot_columns_, method.slot_tasks_, method.task_of_ = [0, 1, 2], [0, 0, 1], [0, 0, 1]
     method.classes_, method.tasks_seen_ = [7, 8, 9], 1
-    head = module.GrowingLinear(2)
+    head = GrowingLinear(2)
     head.grow(3, rng)
     head.weight.data += 0.3 * torch.randn(3, 2, generator=rng)  # of the size that stage 1 leaves: nu has no scale
     method.raw_head_ = head

@@ -241,3 +241,12 @@ def test_fisher_information_that_does_not_fit_is_named() -> None:
     for bad in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ShapeError, match=f"fisher_new of w must be finite.*{bad}"):
             found(state(1), state(bad))
+
+
+def test_the_mean_of_all_estimates_so_far() -> None:
+    values, mean = [torch.tensor([3.0]), torch.tensor([6.0]), torch.tensor([0.0])], {"w": torch.zeros(1)}
+    means = []
+    for n, value in enumerate(values):
+        mean = Merge(how="running_mean").of(mean, {"w": value}, states=n)
+        means.append(float(mean["w"]))
+    assert means == pytest.approx([3.0, 4.5, 3.0])

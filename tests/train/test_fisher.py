@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from perdure import Backbone, FeatureStore
 from perdure.data.synthetic import synthetic_dataset
 from perdure.modules.heads import GrowingLinear
-from perdure.train.fisher import FisherPass, by_name, diagonal_fisher, fisher_of_images, in_a_row, mean_so_far
+from perdure.train.fisher import FisherPass, by_name, diagonal_fisher, fisher_of_images, in_a_row
 from perdure.train.settings import Augment, ImageTraining
 from tiny_vit import tiny
 
@@ -119,15 +119,6 @@ def test_the_last_smaller_batch_counts_as_the_others(store: FeatureStore) -> Non
     parts = [by_hand(backbone, head, images[p], columns[p], 1e9) for p in order.split(3)]
     for name, value in found.items():
         torch.testing.assert_close(value, (parts[0][name] + parts[1][name]) / 2, rtol=1e-3, atol=1e-9)
-
-
-def test_the_mean_of_all_estimates_so_far() -> None:
-    values, mean = [torch.tensor([3.0]), torch.tensor([6.0]), torch.tensor([0.0])], {"w": torch.zeros(1)}
-    means = []
-    for n, value in enumerate(values):
-        mean = mean_so_far(mean, {"w": value}, n)
-        means.append(float(mean["w"]))
-    assert means == pytest.approx([3.0, 4.5, 3.0])
 
 
 def test_values_in_a_row_are_found_again_by_name() -> None:

@@ -22,25 +22,22 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Num
 from pydantic import Field
 from torch import Tensor
 
-from perdure.backbone import Backbone
 from perdure.config import published
 from perdure.data import Task
-from perdure.learned import Sizes, learned, learned_module
-from perdure.methods.base import Method, Tags, methods
-from perdure.modules.gaussians import Gaussians
-from perdure.modules.heads import GrowingLinear, linear_scores
-from perdure.train.fisher import FisherPass, by_name, fisher_of_images, in_a_row, mean_so_far
+from perdure.learned import Sizes, learned
+from perdure.methods.base import Tags, methods
+from perdure.methods.base_slow import LEARNS, SMALL, SlowMethod
+from perdure.modules.merging import Merge
+from perdure.train.fisher import FisherPass, by_name, fisher_of_images, in_a_row
 from perdure.train.slow_learner import (
     SlowLearning,
     add_gaussians,
     align_heads,
     learn_slowly,
     merge_backbone,
-    start,
     weights_of,
 )
 
@@ -58,29 +55,12 @@ class CoFiMAConfig(SlowLearning):
 
 
 @methods.register("cofima")
-class CoFiMA(Method[CoFiMAConfig]):
+class CoFiMA(SlowMethod[CoFiMAConfig]):
     """argmax over the aligned heads' scores of features under merged weights."""
 
     Config = CoFiMAConfig
-    tags: ClassVar = Tags(
-        trains_backbone=True,
-        small={
-            "train": {"epochs": 1, "schedule": {"name": "constant"}, "batch_size": 8},
-            "align": {"epochs": 1, "samples": 8, "batch_size": 8},
-        },
-        learns={
-            "train": {"epochs": 4, "lr": 0.1, "augment": {"min_scale": 1.0, "flip": False}},
-            "align": {"lr": 0.1, "epochs": 40, "samples": 64, "batch_size": 64}, "slow": 0.001,
-        },
-    )  # fmt: skip
+    tags: ClassVar = Tags(trains_backbone=True, small=SMALL, learns=LEARNS)
 
-    backbone_: Backbone = learned_module({}, "the merged copy", rest="backbone")
-    head_: GrowingLinear = learned_module(GrowingLinear.STATE, "aligned: what tests use")
-    raw_head_: GrowingLinear = learned_module(GrowingLinear.STATE, "what the next task and alignment start from")
-    slot_columns_: list[int] = learned("slots", int, "column of each Gaussian", below="classes")
-    slot_tasks_: list[int] = learned("slots", int, "task of each Gaussian", below="tasks")
-    gaussians_: Gaussians = learned_module(Gaussians.state("slots"), "one per class and task")
-    task_of_: list[int] = learned("classes", int, "task in which each class came first", below="tasks")
     fisher_: Tensor = learned(
         "weights", torch.float32, "information of each of the backbone's weights", merges="fisher", under="backbone_"
     )
@@ -88,14 +68,6 @@ class CoFiMA(Method[CoFiMAConfig]):
     def sizes(self) -> Sizes:
         """weights: of the backbone."""
         return {"weights": sum(p.numel() for p in self.backbone.model.parameters())}
-
-    def setup(self) -> None:
-        """A copy of the backbone, and no class yet."""
-        start(self)
-
-    def learned_parameters(self) -> int:
-        """The backbone and the aligned heads."""
-        return sum(p.numel() for m in (self.backbone_, self.head_) for p in m.parameters())
 
     def _learn(self, task: Task, rng: torch.Generator) -> None:
         before = weights_of(self.backbone_)
@@ -113,7 +85,6 @@ class CoFiMA(Method[CoFiMAConfig]):
         old = by_name(self.fisher_, self.backbone_)
         if self.tasks_seen_:
             merge_backbone(self, before, c.weight, fisher_old=old, fisher_new=new)
-        self.fisher_ = in_a_row(mean_so_far(old, new, self.tasks_seen_) if c.fisher_old == "running_mean" else new)
-
-    def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        return linear_scores(self.backbone_.features(images), self.head_).cpu()
+        if c.fisher_old == "running_mean":
+            new = Merge(how="running_mean").of(old, new, states=self.tasks_seen_)
+        self.fisher_ = in_a_row(new)

@@ -21,24 +21,18 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Num
 from pydantic import Field
-from torch import Tensor
 
-from perdure.backbone import Backbone
 from perdure.config import published
 from perdure.data import Task
-from perdure.learned import learned, learned_module
-from perdure.methods.base import Method, Tags, methods
-from perdure.modules.gaussians import Gaussians
-from perdure.modules.heads import GrowingLinear, linear_scores
+from perdure.methods.base import Tags, methods
+from perdure.methods.base_slow import LEARNS, SMALL, SlowMethod
 from perdure.train.slow_learner import (
     SlowLearning,
     add_gaussians,
     align_heads,
     learn_slowly,
     merge_backbone,
-    start,
     weights_of,
 )
 
@@ -52,37 +46,11 @@ class CoMAConfig(SlowLearning):
 
 
 @methods.register("coma")
-class CoMA(Method[CoMAConfig]):
+class CoMA(SlowMethod[CoMAConfig]):
     """argmax over the aligned heads' scores of features under merged weights."""
 
     Config = CoMAConfig
-    tags: ClassVar = Tags(
-        trains_backbone=True,
-        small={
-            "train": {"epochs": 1, "schedule": {"name": "constant"}, "batch_size": 8},
-            "align": {"epochs": 1, "samples": 8, "batch_size": 8},
-        },
-        learns={
-            "train": {"epochs": 4, "lr": 0.1, "augment": {"min_scale": 1.0, "flip": False}},
-            "align": {"lr": 0.1, "epochs": 40, "samples": 64, "batch_size": 64}, "slow": 0.001,
-        },
-    )  # fmt: skip
-
-    backbone_: Backbone = learned_module({}, "the merged copy", rest="backbone")
-    head_: GrowingLinear = learned_module(GrowingLinear.STATE, "aligned: what tests use")
-    raw_head_: GrowingLinear = learned_module(GrowingLinear.STATE, "what the next task and alignment start from")
-    slot_columns_: list[int] = learned("slots", int, "column of each Gaussian", below="classes")
-    slot_tasks_: list[int] = learned("slots", int, "task of each Gaussian", below="tasks")
-    gaussians_: Gaussians = learned_module(Gaussians.state("slots"), "one per class and task")
-    task_of_: list[int] = learned("classes", int, "task in which each class came first", below="tasks")
-
-    def setup(self) -> None:
-        """A copy of the backbone, and no class yet."""
-        start(self)
-
-    def learned_parameters(self) -> int:
-        """The backbone and the aligned heads."""
-        return sum(p.numel() for m in (self.backbone_, self.head_) for p in m.parameters())
+    tags: ClassVar = Tags(trains_backbone=True, small=SMALL, learns=LEARNS)
 
     def _learn(self, task: Task, rng: torch.Generator) -> None:
         before = weights_of(self.backbone_)
@@ -91,6 +59,3 @@ class CoMA(Method[CoMAConfig]):
             merge_backbone(self, before, self.config.weight)
         add_gaussians(self, task)  # of features under the merged weights
         align_heads(self, rng)
-
-    def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        return linear_scores(self.backbone_.features(images), self.head_).cpu()

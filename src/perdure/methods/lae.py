@@ -32,7 +32,7 @@ from perdure.learned import learned_module
 from perdure.methods.base import Method, Tags, methods
 from perdure.modules.ensemble import Maximum, combined
 from perdure.modules.heads import GrowingLinear, HeadInit, linear_scores
-from perdure.modules.merging import pull_
+from perdure.modules.merging import pull_, rescaled
 from perdure.train.adapting import adaptable
 from perdure.train.batches import Batch
 from perdure.train.calibrated import Calibrated, CalibratedAdapter
@@ -125,7 +125,7 @@ class LAE(Method[LAEConfig]):
         c = self.config
         if c.turnover is not None:
             return float(1 - (1 - c.turnover) ** (1 / n_steps))
-        return float(1 - c.decay ** (c.train.batch_size / MEANT_FOR))
+        return 1 - rescaled(c.decay, MEANT_FOR, c.train.batch_size)
 
     def _scores_of(self, data: LabelledImages) -> Iterator[Float[Tensor, "b classes"]]:
         for both in self.store.side_by_side([self.learner, self.follower], data, label="test features"):

@@ -22,17 +22,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Num
-from torch import Tensor
 
-from perdure.backbone import Backbone
 from perdure.config import published
 from perdure.data import Task
-from perdure.learned import learned, learned_module
-from perdure.methods.base import Method, Tags, methods
-from perdure.modules.gaussians import Gaussians
-from perdure.modules.heads import GrowingLinear, linear_scores
-from perdure.train.slow_learner import SlowLearning, add_gaussians, align_heads, learn_slowly, start
+from perdure.methods.base import Tags, methods
+from perdure.methods.base_slow import SlowMethod
+from perdure.train.slow_learner import SlowLearning, add_gaussians, align_heads, learn_slowly
 
 
 class SLCAConfig(SlowLearning):
@@ -42,7 +37,7 @@ class SLCAConfig(SlowLearning):
 
 
 @methods.register("slca")
-class SLCA(Method[SLCAConfig]):
+class SLCA(SlowMethod[SLCAConfig]):
     """argmax over the aligned heads' scores of features that moved slowly."""
 
     Config = SLCAConfig
@@ -61,26 +56,7 @@ class SLCA(Method[SLCAConfig]):
         },
     )  # fmt: skip
 
-    backbone_: Backbone = learned_module({}, "a copy that learns", rest="backbone")
-    head_: GrowingLinear = learned_module(GrowingLinear.STATE, "aligned: what tests use")
-    raw_head_: GrowingLinear = learned_module(GrowingLinear.STATE, "what the next task and alignment start from")
-    slot_columns_: list[int] = learned("slots", int, "column of each Gaussian", below="classes")
-    slot_tasks_: list[int] = learned("slots", int, "task of each Gaussian", below="tasks")
-    gaussians_: Gaussians = learned_module(Gaussians.state("slots"), "one per class and task")
-    task_of_: list[int] = learned("classes", int, "task in which each class came first", below="tasks")
-
-    def setup(self) -> None:
-        """A copy of the backbone, and no class yet."""
-        start(self)
-
-    def learned_parameters(self) -> int:
-        """The backbone and the aligned heads."""
-        return sum(p.numel() for m in (self.backbone_, self.head_) for p in m.parameters())
-
     def _learn(self, task: Task, rng: torch.Generator) -> None:
         learn_slowly(self, task, rng)
         add_gaussians(self, task)
         align_heads(self, rng)
-
-    def _scores(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        return linear_scores(self.backbone_.features(images), self.head_).cpu()

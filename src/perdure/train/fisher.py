@@ -113,17 +113,6 @@ def fisher_of_images(
         return diagonal_fisher(parameters, batches(), loss, clip=how.clip)
 
 
-def mean_so_far(before: Mapping[str, Tensor], new: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
-    """The mean of ``n + 1`` estimates.
-
-    Args:
-        before: the mean of the first ``n``.
-        new: the last one, of the same names.
-        n: how many came before.
-    """
-    return {name: torch.lerp(before[name], value, 1 / (n + 1)) for name, value in new.items()}
-
-
 def in_a_row(values: Mapping[str, Tensor]) -> Float[Tensor, " weights"]:
     """All values in one row, on the CPU: what a method keeps.
 
