@@ -65,8 +65,8 @@ def mixture_costs_table() -> str:
         for data in IMAGES:
             cost = orders_of(data, method).get("1993", {}).get("cost")
             cells += [f"{cost[key]:.0f}" if cost else "–" for key in ("train_seconds", "eval_seconds")]
-        stored = orders_of("cifar10", method).get("1993", {}).get("cost", {}).get("stored_bytes", 0)
-        lines.append(row_of(f"`{method}`", [*cells, f"{stored / 1e6:.2f}"]))
+        stored = orders_of("cifar10", method).get("1993", {}).get("cost", {}).get("stored_bytes")
+        lines.append(row_of(f"`{method}`", [*cells, "–" if stored is None else f"{stored / 1e6:.2f}"]))
     return "\n".join(lines)
 
 
