@@ -87,6 +87,14 @@ def test_a_hit_equals_a_miss_and_the_live_backbone(backbone: Backbone, store: Fe
     assert miss.std() > 0
 
 
+def test_a_folder_may_be_given_as_text(backbone: Backbone, store: FeatureStore) -> None:
+    data = images()
+    rows = store.features(backbone, data)[:]
+    before = backbone.passes.images
+    assert torch.equal(FeatureStore(str(store.directory)).features(backbone, data)[:], rows)
+    assert backbone.passes.images == before
+
+
 def test_rows_are_read_in_any_order(store: FeatureStore) -> None:
     data = images()
     found = store.features(Pixels(), data)

@@ -73,12 +73,12 @@ class FeatureStore:
 
     def __init__(
         self,
-        directory: Path | None = None,
+        directory: str | Path | None = None,
         *,
         cache_bytes: int | None = None,
         progress: Progress = no_progress,
     ) -> None:
-        self.directory = directory or cache_dir() / "features"
+        self.directory = Path(directory) if directory else cache_dir() / "features"
         given = cache_bytes if cache_bytes is not None else os.environ.get("PERDURE_CACHE_BYTES", 20 * 10**9)
         if not str(given).isdecimal() or int(given) < 1:
             hint = "Give a number of bytes, e.g. 20000000000"
