@@ -82,7 +82,8 @@ class Comparison:
         with self.results.changing() as held:
             held["command"] = f"python -m benchmarks.{self.name}"
             held.setdefault("runs", {}).setdefault(job.data, {}).setdefault(job.row, {})[str(job.seed)] = run
-        print(job.data, job.row, job.seed, {name: round(told[name], 4) for name in FIGURES}, flush=True)
+        shown = {name: told[name] and round(told[name], 4) for name in FIGURES}  # one task forgets nothing
+        print(job.data, job.row, job.seed, shown, flush=True)
 
     def run(self, job: Job, overrides: Iterable[str] = ()) -> None:
         """One run in a process of its own, unless it is on record."""

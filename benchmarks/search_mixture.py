@@ -33,6 +33,7 @@ SEARCH = Search(
         "esn_softmax": Grid("esn", ESN_POINTS, {**ESN, "anchor": {"form": "softmax"}}, ESN_PLACES),
         "er": Grid("er", product(lr=[0.01, 0.03, 0.1], per_step=[16, 32, 64]), places=HEAD),
         "agem": Grid("agem", product(lr=[0.003, 0.01, 0.03, 0.1]), places=RATE),
+        "joint_finetune": Grid("joint_finetune", product(lr=[0.003, 0.01, 0.03]), places=RATE),
         "gem": Grid("gem", product(lr=[0.003, 0.01, 0.03, 0.1]), places=RATE),
     },
     data="../shared/data/caltech101",
