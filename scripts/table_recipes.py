@@ -45,7 +45,7 @@ NOTES = {
     "table:mutants": "No recipe: `make mutants`.",
     "table:mixture-methods": (
         "Recipes: `recipes/DATA/METHOD_default.yaml`; Caltech-101 with `-s stream.train_per_class=12` and "
-        "`-s stream.test_per_class=10`."
+        f"`-s stream.test_per_class=10`; {ORDERS}."
     ),
     "table:mixture-members": "Recipes: those of the table above.",
     "table:mixture-costs": "Recipes: those of the first table.",
