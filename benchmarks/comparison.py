@@ -79,6 +79,12 @@ class Comparison:
             run["selection_entropy"] = results.selection[-1].entropy
         if results.members:
             run["members"] = {name: member.last_accuracy for name, member in results.members.items()}
+        if told.get("zero_shot_accuracy"):
+            run |= {name: told[name] for name in ("zero_shot_transfer", "zero_shot_accuracy")}
+        if results.datasets:
+            run["datasets"] = results.datasets.model_dump()
+        if results.fairness:
+            run["fairness"] = results.fairness.model_dump()
         with self.results.changing() as held:
             held["command"] = f"python -m benchmarks.{self.name}"
             held.setdefault("runs", {}).setdefault(job.data, {}).setdefault(job.row, {})[str(job.seed)] = run

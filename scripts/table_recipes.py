@@ -23,6 +23,10 @@ NOTES = {
     ),
     "table:default-speed": "No recipe: `python -m benchmarks.default_backbone --part speed`.",
     "table:distillation": "No recipe: `python -m benchmarks.distillation`.",
+    **dict.fromkeys(
+        ("table:small-clips", "table:small-clip-lite0", "table:small-clip-default"),
+        "No recipe: `python -m benchmarks.small_clips`.",
+    ),
     "table:prompt-methods": f"Recipes: `recipes/DATA/METHOD_default.yaml`; {ORDERS}.",
     "table:prompt-explanation": "Recipes: `recipes/cifar10/METHOD_default.yaml`; *1 task* with `-s stream.tasks=1`.",
     "table:batch-effect": (

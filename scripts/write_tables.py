@@ -11,6 +11,7 @@ from typing import Any
 
 from scripts.mixture_tables import MIXTURE_TABLES
 from scripts.mutants import mutants_table
+from scripts.small_clip_tables import SMALL_CLIP_TABLES
 from scripts.table_cells import head_of, mean_of, row_of
 from scripts.table_marks import explained, mark
 from scripts.table_recipes import NOTES, RESULTS, label, main_runs
@@ -251,6 +252,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "table:batch-bits": batch_bits_table,
     "table:mutants": mutants_table,
     **MIXTURE_TABLES,
+    **SMALL_CLIP_TABLES,
 }
 
 

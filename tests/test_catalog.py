@@ -22,7 +22,7 @@ def test_entries_have_names_aliases_purposes_and_notes() -> None:
     assert dap.purpose.startswith("in every block a small generator makes prompts")
     assert methods["mos_release"].note.endswith("depends on the test batch"), "some of its tags are no plain values"
     assert methods["ranpac"].note == "", "none of its tags is worth a note"
-    assert {entry.note for entry in written("backbones")} == {"offline"}
+    assert {entry.note for entry in written("backbones")} == {"offline", "weights from the hub or a file"}
     assert Entry("synthetic", (), "Six classes of striped colour patches, 8 train and 4 test images each.", "") in (
         written("datasets")
     )

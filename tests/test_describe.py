@@ -7,7 +7,7 @@ import re
 from typing import Annotated, ClassVar, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, StrictInt
 
 from perdure.config import Config, MethodConfig
 from perdure.describe import method_lines, setting_lines, setting_rows, state_lines
@@ -69,6 +69,7 @@ class Loose(MethodConfig):
     off: Inner | None = Field(None, description="not there")
     either: Fast | Twin | None = Field(None, discriminator="name")
     blocks: list[Annotated[int, Field(ge=0)]] = Field([0, 1], description="blocks that read a prefix")
+    order: list[StrictInt | str] | None = Field(None, description="ids, or names")
 
 
 def test_a_section_that_must_be_given_and_one_that_is_off_say_so() -> None:
@@ -79,6 +80,7 @@ def test_a_section_that_must_be_given_and_one_that_is_off_say_so() -> None:
     assert rows["must.patience (slow)"][:2] == ["int", "required"]
     assert rows["either.rate"][:2] == ["float", "1.0"], "which both kinds have"
     assert rows["blocks"][:2] == ["list[int]", "[0, 1]"]
+    assert rows["order"][:2] == ["list[int | str] | None", "none"]
 
 
 def joined(lines: list[Line]) -> list[str]:

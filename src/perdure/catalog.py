@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 What = Literal["all", "methods", "backbones", "data", "streams", "recipes"]
 Kind = Literal["methods", "backbones", "datasets"]
 PACKAGES: Final[dict[Kind, str]] = {"methods": "methods", "backbones": "backbone", "datasets": "data"}
-OFFLINE = "offline"
+OFFLINE, FROM_HUB = "offline", "weights from the hub or a file"
 
 
 @dc.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def names(what: What, width: int) -> list[Line]:
     if what in ("all", "methods"):
         lines += _titled("Methods", _told("methods"), width)
     if what in ("all", "backbones"):
-        hub = "by its full tag, e.g. vit_base_patch16_224.augreg_in21k (weights from the hub or a file)"
+        hub = f"by its full tag, e.g. vit_base_patch16_224.augreg_in21k ({FROM_HUB})"
         lines += _titled("Backbones", [*_told("backbones"), ("any timm model", hub)], width)
     if what in ("all", "data"):
         folder = ("any folder", "root/{train,test}/<class>/, root/<class>/ or root/<domain>/<class>/")
@@ -113,7 +113,7 @@ def registered(kind: Kind) -> list[Entry]:
     for name in registry.names():
         thing = registry.get(name)
         says = inspect.getdoc(thing if kind == "datasets" else described(thing)) or ""
-        whose = OFFLINE if thing.__module__.startswith("perdure.") else "plug-in"
+        whose = _whence(name) if thing.__module__.startswith("perdure.") else "plug-in"
         note = notes(thing.tags) if kind == "methods" else whose if kind == "backbones" else ""
         aliases = tuple(alias for alias, of in registry.aliases().items() if of == name)
         found.append(Entry(name, aliases, purpose(says), note))
@@ -142,8 +142,13 @@ def _written(kind: Kind, source: str) -> Iterator[Entry]:
                 name, *aliases = map(ast.literal_eval, call.args)
                 own = ast.get_docstring(node) or ""
                 says = own if kind == "datasets" else ast.get_docstring(tree) or own
-                note = notes(_tags(node)) if kind == "methods" else OFFLINE if kind == "backbones" else ""
+                note = notes(_tags(node)) if kind == "methods" else _whence(name) if kind == "backbones" else ""
                 yield Entry(name, tuple(aliases), purpose(says), note)
+
+
+def _whence(backbone: str) -> str:
+    """Where the weights of one of perdure's own backbones come from; a family's name ends in a slash."""
+    return FROM_HUB if backbone.endswith("/") else OFFLINE
 
 
 def _tags(method: ast.ClassDef | ast.FunctionDef) -> Tags:

@@ -29,11 +29,13 @@ from perdure.types import Event
 if TYPE_CHECKING:  # what takes seconds to import; a command that needs it asks ``perdure``
     import perdure.checks
     import perdure.data.doctor
+    import perdure.run.fairness
     import perdure.run.members
     import perdure.run.merger
     import perdure.run.method_file
     import perdure.run.report
     import perdure.run.selection
+    import perdure.run.table
     import perdure.shown
     from perdure.checks import CheckResult
     from perdure.run import Results
@@ -238,15 +240,16 @@ def run_recipe(
 
 def print_results(runs: dict[str, Results]) -> None:
     """Prints the accuracy after every task, one column per run: ten tasks in a row would not fit a terminal."""
-    (_, *labels), *rows = zip(*perdure.run.report.accuracy_table(runs), strict=True)
+    (_, *labels), *rows = zip(*perdure.run.table.accuracy_table(runs), strict=True)
     labels = [f"{label} *" if runs[label].provenance.depends_on_test_batch else label for label in labels]
     _print_table("Accuracy on all test images seen so far, %", ("after task", *labels), rows)
     for name, results in runs.items():
         if results.provenance.depends_on_test_batch:
             out.print(f"[yellow]* {escape(name)}: these numbers depend on which images are tested together[/]")
-        told = (perdure.run.members.members_sentence(results), perdure.run.selection.selection_sentence(results))
-        for sentence in filter(None, told):
-            _print_line(f"{name}: {sentence}")
+        members, chosen = perdure.run.members.members_sentence, perdure.run.selection.selection_sentence
+        for tell in (perdure.run.fairness.fairness_sentence, members, chosen):
+            if sentence := tell(results):
+                _print_line(f"{name}: {sentence}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

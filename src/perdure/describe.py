@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -84,12 +85,17 @@ def _meaning(field: FieldInfo) -> str:
 
 
 def _type_name(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return " | ".join(get_args(annotation))
-    if get_origin(annotation) is Annotated:
-        return _type_name(get_args(annotation)[0])
-    if get_origin(annotation) is list:
-        return f"list[{_type_name(get_args(annotation)[0])}]"
+    kind, inner = get_origin(annotation), get_args(annotation)
+    if kind is Literal:
+        return " | ".join(inner)
+    if kind is Annotated:
+        return _type_name(inner[0])
+    if kind is list:
+        return f"list[{_type_name(inner[0])}]"
+    if kind in (Union, UnionType):
+        return " | ".join(map(_type_name, inner))
+    if annotation is type(None):
+        return "None"
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 

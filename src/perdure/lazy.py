@@ -54,3 +54,15 @@ def on_demand(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str
         return found
 
     return get, lambda: sorted({*vars(module), *homes()})
+
+
+def optional(name: str) -> Any:
+    """A library that an extra installs, imported when it is first needed.
+
+    Args:
+        name: the module's.
+
+    Raises:
+        ImportError: if it is not installed, or breaks when it is imported.
+    """
+    return importlib.import_module(name)

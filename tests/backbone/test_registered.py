@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from plugins import Install
 from tiny_vit import tiny
 
 GROUP = "perdure.backbones"
+BUILT_IN = ["clip_default", "clip_lite0", "default", "efficientnet_lite0", "open_clip/"]
 SOURCE = """
 from perdure.backbone import backbones
 from perdure.data import Preprocess
@@ -60,7 +62,7 @@ def test_a_plugins_backbone_has_its_own_weights_or_none(install: Install) -> Non
 def test_a_broken_plugin_costs_no_other_backbone(install: Install) -> None:
     install("perdure-bad", {GROUP: {"tiny_bad": "perdure_bad", "test_vit": "perdure_bad"}}, "raise OSError('no disk')")
     with pytest.warns(PluginWarning, match="perdure-bad"):
-        assert backbones.names() == ["default", "efficientnet_lite0"]
+        assert backbones.names() == BUILT_IN
     assert "perdure-bad" not in versions()
     assert Backbone.load("test_vit", pretrained=False).dim == 64  # which timm has under that name
     for own in (True, False):
@@ -96,7 +98,22 @@ def test_what_a_loader_returns_must_be_a_model_and_its_view(
 
 
 def test_what_is_built_in_is_registered_like_any_other() -> None:
-    assert backbones.names() == ["default", "efficientnet_lite0"]
+    assert backbones.names() == BUILT_IN
     assert Backbone.load("efficientnet_lite0", pretrained=False, device="cpu").name == "efficientnet_lite0"
     with pytest.raises(BackboneError, match="weights of default must be its own"):
         Backbone.load("default", weights="w.safetensors")
+
+
+def test_a_family_takes_the_rest_of_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine: Registry[Any] = Registry("backbone")
+    asked: dict[str, Any] = {}
+
+    @mine.register("far/")
+    def load(name: str, **options: Any) -> registered.Stock:
+        asked.update(name=name, **options)
+        return registered.Stock(tiny().model, Preprocess(image_size=8))
+
+    monkeypatch.setattr(registered, "backbones", mine)
+    assert Backbone.load("far/one/two", weights="w.pt", init_seed=3, device="cpu").name == "far/one/two"
+    assert asked == {"name": "one/two", "weights": Path("w.pt"), "pretrained": True, "init_seed": 3}
+    assert registered.family_of("far") == registered.family_of("near/one") == ""

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses as dc
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from broken import Means
+from broken import DeclaredMeans, Means
 from torch import Tensor
 
 from perdure.backbone import Backbone
+from perdure.data import Candidate, LabelledImages
 from perdure.errors import BackboneError, ConfigError
 from perdure.methods import Method, Tags, methods
 
@@ -153,12 +155,69 @@ class RefusesEveryOther(Means):
         super().setup()
 
 
+class ByName(DeclaredMeans):
+    """Sound: a class that it was not taught is the likelier the shorter its name is."""
+
+    tags: ClassVar = Tags(split_invariant=True, class_names=True, open_vocabulary=True)
+
+    def _scores_among(self, data: LabelledImages, candidates: Sequence[Candidate]) -> Iterator[Tensor]:
+        for scores in self._scores_of(data):
+            columns = {name: scores[:, column] for column, name in enumerate(self.names_)}
+            unknown = {c.name: torch.full((len(scores),), 1 / len(c.name)) for c in candidates}
+            yield torch.stack([{**unknown, **columns}[c.name] for c in candidates], dim=1)
+
+
+class ByPlace(ByName):
+    """Takes the first candidate for the first class."""
+
+    def _scores_among(self, data: LabelledImages, candidates: Sequence[Candidate]) -> Iterator[Tensor]:
+        names = [*self.names_, *(c.name for c in candidates if c.name not in self.names_)]
+        return super()._scores_among(data, [Candidate(name, name) for name in names])
+
+
+class ByPlaceTaught(DeclaredMeans):
+    """Scores classes that it was taught alone, whatever their order."""
+
+    def _scores_among(self, data: LabelledImages, candidates: Sequence[Candidate]) -> Iterator[Tensor]:
+        return self._scores_of(data)
+
+
+class LeavesUntaughtOut(ByName):
+    """Has columns for classes that it was taught alone."""
+
+    def _scores_among(self, data: LabelledImages, candidates: Sequence[Candidate]) -> Iterator[Tensor]:
+        return super()._scores_among(data, [c for c in candidates if c.name in self.names_])
+
+
+class KeepsWhatItIsAsked(ByName):
+    """Learns with a task the names that it was asked about before."""
+
+    asked: tuple[str, ...] = ()
+
+    def _learn(self, task: Any, rng: torch.Generator) -> None:
+        self.vocabulary_ = [*self.asked]
+        super()._learn(task, rng)
+
+    def _scores_among(self, data: LabelledImages, candidates: Sequence[Candidate]) -> Iterator[Tensor]:
+        self.asked = tuple(c.name for c in candidates)
+        return super()._scores_among(data, candidates)
+
+
+class AnswersUntold(DeclaredMeans):
+    """Scores any name with nothing, and does not say so."""
+
+    def scores_among(self, data: LabelledImages, candidates: Sequence[Candidate]) -> Iterator[Tensor]:
+        yield torch.zeros(len(data), len(candidates))
+
+
 WHENCE, WHERE = "check_features_come_from_where_the_tags_say", "check_works_on_another_backbone"
+NAMES = "check_candidates_are_known_by_their_names"
 FAULTS: dict[type[Method[Any]], str] = {
     **dict.fromkeys((SaysItTrains, SaysItAdapts, SaysItPrompts, NudgedUntold, NudgedSaysItTrains), WHENCE),
     **dict.fromkeys((TrainsAModelUntold, FinetuneUntold, FinetuneSaysItAdapts), WHENCE),
     **dict.fromkeys((AdaptsUntold, AdaptsSaysItTrains, PromptsUntold), WHENCE),
     **dict.fromkeys((NeedsAVitUntold, NeedsLessThanAVit, SaysItNeedsATransformer), WHERE),
     **dict.fromkeys((RefusesInRiddles, RefusesEveryOther), WHERE),
+    **dict.fromkeys((ByPlace, ByPlaceTaught, LeavesUntaughtOut, KeepsWhatItIsAsked, AnswersUntold), NAMES),
     SaysItDependsOnTheBatch: "check_batch_does_not_matter",
 }

@@ -26,7 +26,7 @@ from broken import (
     UnsavedAttribute,
 )
 from broken_learning import FixedRidge, KeepsAnOldAnswer, KeepsTheFirstAnswer, StuckAfterAFailure, WithHead
-from broken_tags import Nudged
+from broken_tags import ByName, Nudged
 
 from perdure.backbone import Backbone
 from perdure.backbone.tiny import TINY
@@ -138,7 +138,7 @@ def test_checks_of_a_sound_method_share_one_retaken_course(monkeypatch: pytest.M
     assert fits == [0, 1, 2, 0, 1, 2, 2]  # straight; and again, where the last task fails first
 
 
-@pytest.mark.parametrize("kind", [DeclaredMeans, FixedRidge, KeepsExemplars, Nudged, WithHead])
+@pytest.mark.parametrize("kind", [ByName, DeclaredMeans, FixedRidge, KeepsExemplars, Nudged, WithHead])
 def test_the_sound_methods_behind_the_faults_pass_everything(kind: type[Method[Any]]) -> None:
     bad = [r for r in check_method(kind) if not r.ok]
     assert bad == []

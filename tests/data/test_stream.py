@@ -148,7 +148,7 @@ def test_impossible_task_sizes_are_refused(asked: dict, shown: str) -> None:
 
 def test_a_task_shows_its_own_training_images_and_nothing_else() -> None:
     assert {field.name for field in dc.fields(Task)} == {
-        "index", "train", "classes", "domain", "class_names", "display_names",
+        "index", "train", "classes", "domain", "class_names", "display_names", "dataset",
     }  # fmt: skip
     stream = load_stream("synthetic", tasks=3)
     for task in stream:

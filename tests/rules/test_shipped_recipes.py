@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import open_clip
 import pytest
 import yaml
 from timm.models import is_model_pretrained
@@ -27,7 +28,7 @@ def recipe_problems(path: str, text: str) -> Iterator[str]:
     if first != command and not first.startswith(f"{command} "):
         yield f"{path}: the first line must be {command!r}, but is {first!r}"
     name = str(((yaml.safe_load(text) or {}).get("backbone") or {}).get("name"))
-    if name not in backbones and not ("." in name and is_model_pretrained(name)):
+    if name not in backbones and not _has_weights(name):
         yield f"{path}: backbone.name must be built in or a full timm tag, but is {name!r}"
     stream = (yaml.safe_load(text) or {}).get("stream") or {}
     if stream.get("preset") not in STREAMS:
@@ -35,6 +36,14 @@ def recipe_problems(path: str, text: str) -> Iterator[str]:
     for key, value in stream.items():
         if STREAMS.get(stream.get("preset"), {}).get(key, ...) == value:
             yield f"{path}: stream.{key} must be left out, since the named stream has it, but is {value!r}"
+
+
+def _has_weights(name: str) -> bool:
+    """Whether a name says which weights it means: timm's full tag, or open_clip's architecture and weights."""
+    family, _, rest = name.partition("/")
+    if family == "open_clip":
+        return tuple(rest.split("/")) in open_clip.list_pretrained()
+    return "." in name and bool(is_model_pretrained(name))
 
 
 @pytest.mark.parametrize("path", RECIPES)
@@ -52,6 +61,8 @@ NAMED = "stream: {preset: vtab-b0-inc10}\n"
         (f"# perdure run recipes/a.yaml -s seed=1\n{NAMED}backbone: {{name: vit_base_patch16_224.augreg_in21k}}\n", 0),
         (f"# perdure run recipes/b.yaml\n{NAMED}backbone: {{name: efficientnet_lite0}}\n", 1),
         (f"{NAMED}backbone: {{name: efficientnet_lite0}}\n", 1),
+        (f"# perdure run recipes/a.yaml\n{NAMED}backbone: {{name: open_clip/ViT-B-16/laion400m_e32}}\n", 0),
+        (f"# perdure run recipes/a.yaml\n{NAMED}backbone: {{name: open_clip/ViT-B-16}}\n", 1),
         (f"# perdure run recipes/a.yaml\n{NAMED}backbone: {{name: vit_base_patch16_224}}\n", 1),
         (f"# perdure run recipes/a.yaml\n{NAMED}backbone: {{name: vit_base_patch16_224.no_such_tag}}\n", 1),
         (f"# perdure run recipes/a.yaml\n{NAMED}method: {{name: ranpac}}\n", 1),

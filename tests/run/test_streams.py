@@ -9,8 +9,7 @@ import yaml
 
 from perdure.data.stream import task_sizes
 from perdure.errors import RecipeError, RunDirectoryError
-from perdure.run import Recipe, Runner, load_recipe
-from perdure.run import recipe as recipe_module
+from perdure.run import Recipe, Runner, load_recipe, stream_settings
 from perdure.run.streams import STREAMS, stream_rows, without_name
 
 CLASSES = {"cifar100": 100, "cub": 200, "imagenet-a": 200, "imagenet-r": 200, "objectnet": 200}
@@ -40,7 +39,7 @@ def asked(*overrides: str) -> Recipe:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_name_stands_for_so_many_tasks_in_the_fields_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe_module, "_require_data", lambda data: None)  # most are folders of a user's own
+    monkeypatch.setattr(stream_settings, "_require_there", lambda *_: None)  # most are folders of a user's own
     stream = asked(f"stream.preset={name}").stream
     data = Path(stream.data).name
     sizes = task_sizes(CLASSES[data], tasks=stream.tasks, base=stream.base, increment=stream.increment)
@@ -57,7 +56,7 @@ def test_every_name_is_held_to_that() -> None:
 
 
 def test_core50_comes_by_domain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe_module, "_require_data", lambda data: None)
+    monkeypatch.setattr(stream_settings, "_require_there", lambda *_: None)
     stream = asked("stream.preset=core50-domains").stream
     assert (stream.data, stream.scenario, stream.domain_order, stream.tasks) == ("data/core50", "domain", None, None)
 

@@ -14,8 +14,7 @@ from benchmarks.comparison import Comparison, _same
 from benchmarks.records import ResultFile
 from benchmarks.search import Cut, Grid, product
 from perdure import load_stream
-from perdure.run import load_recipe
-from perdure.run import recipe as recipe_module
+from perdure.run import load_recipe, stream_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,7 +109,7 @@ COMPARISONS = ["prompt_methods", "representation_methods", "mixture_methods", "r
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_runs_on_record_are_those_of_the_recipes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(recipe_module, "_require_data", lambda data: None)
+    monkeypatch.setattr(stream_settings, "_require_there", lambda *_: None)
     for data, recipes in Comparison(name).recorded().items():
         for row, (seed, run) in ((r, next(iter(orders.items()))) for r, orders in recipes.items()):
             recipe, *changes = row.split(" ")

@@ -8,6 +8,7 @@ from perdure.backbone.passes import Passes
 from perdure.backbone.registered import backbones
 from perdure.backbone.seats import Insertion, PromptTokens
 from perdure.backbone.sites import SEATS, Site
+from perdure.backbone.two_towers import TwoTowers, normalised
 from perdure.backbone.vit import Prompt, TokenOutput, prefix
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "PromptTokens",
     "Site",
     "TokenOutput",
+    "TwoTowers",
     "backbones",
+    "normalised",
     "prefix",
     "require_kind",
 ]

@@ -20,7 +20,7 @@ from perdure.backbone.identity import Identified
 from perdure.backbone.input_size import require_size
 from perdure.backbone.names import full_timm_name
 from perdure.backbone.passes import CPU_BATCH, Passes, finite, in_cpu_batches
-from perdure.backbone.registered import load_registered, means_registered
+from perdure.backbone.registered import Stock, load_registered, means_registered
 from perdure.backbone.vit import Prompts, TokenOutput, check_vit, embed_patches, walk
 from perdure.backbone.weights import load_weights, timm_model
 from perdure.data.preprocess import Preprocess, preprocess_from_config
@@ -60,7 +60,8 @@ class Backbone(Identified):
         # channels-last convolutions are up to five times faster on a CPU and no slower elsewhere
         self.model = model.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.name, self.preprocess, self.precision = name, preprocess, precision
-        self.dim: int = int(model.head_hidden_size)  # type: ignore[arg-type]
+        self.width = int(model.head_hidden_size)  # type: ignore[arg-type]  # of a token too, in a Vision Transformer
+        self.dim = self.width
         self.passes = Passes()
 
     @classmethod
@@ -78,10 +79,11 @@ class Backbone(Identified):
         """A backbone by name.
 
         Args:
-            name: ``default`` (the built-in Vision Transformer) or ``efficientnet_lite0``, both offline; one that a
-                plug-in registers; or any timm name: give the full tag, as in
-                ``vit_base_patch16_224.augreg_in21k``, for a bare name means whatever timm's default is.
-            weights: a local safetensors file for the timm model ``name``.
+            name: ``default`` (the built-in Vision Transformer), ``efficientnet_lite0``, ``clip_default`` or
+                ``clip_lite0``, all offline; one that a plug-in registers; ``open_clip/ARCHITECTURE/WEIGHTS``; or any
+                timm name: give the full tag, as in ``vit_base_patch16_224.augreg_in21k``, for a bare name means
+                whatever timm's default is.
+            weights: a local safetensors file for the timm model ``name``, or any checkpoint of open_clip's.
             pretrained: ``False`` for random weights drawn with ``init_seed``.
             preset: a named preprocessing in place of the weights' own; see ``PREPROCESS_PRESETS``.
             init_seed: seed of random weights.
@@ -94,14 +96,18 @@ class Backbone(Identified):
         """
         own = pretrained and weights is None
         if means_registered(name, own_weights=own):
-            model, preprocess = load_registered(name)
+            file = None if weights is None else Path(weights)
+            stock = load_registered(name, weights=file, pretrained=pretrained, init_seed=init_seed)
         else:
             name = full_timm_name(name, pretrained=own)
             model = timm_model(name, own, init_seed)
             if weights is not None:
                 load_weights(model, Path(weights))
-            preprocess = preprocess_from_config(resolve_data_config({}, model=model))
-        made = cls(model, name=name, preprocess=preprocess.with_preset(preset), device=device, precision=precision)
+            stock = Stock(model, preprocess_from_config(resolve_data_config({}, model=model)))
+        view = stock.preprocess.with_preset(preset)
+        made = (stock.kind or cls)(
+            stock.model, name=name, preprocess=view, device=device, precision=precision, **stock.parts
+        )
         made.source = {
             "name": name, "weights": weights and str(Path(weights).absolute()), "pretrained": pretrained,
             "preset": preset, "init_seed": init_seed, "precision": precision,
@@ -252,7 +258,7 @@ class Backbone(Identified):
             return torch.autocast(self.device.type, dtype)
         return exact_convolutions if self.device.type == "cuda" else contextlib.nullcontext()
 
-    def thawed_copy(self) -> Backbone:
+    def thawed_copy(self) -> Self:
         """A copy whose weights may be trained; passes are counted together with the original's.
 
         BatchNorm stays in eval mode with the pretrained statistics: a task's few images must not redefine them.

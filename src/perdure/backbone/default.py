@@ -84,16 +84,17 @@ def transformer_weights(model: VisionTransformer) -> dict[str, Tensor]:
     return {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith(STEM_PREFIX)}
 
 
-def read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_weights(file: Path, where: str = "default") -> tuple[dict[str, Tensor], dict[str, str]]:
     """The float16 tensors of a weights file, verified, and the facts it tells about itself.
 
     Args:
         file: safetensors, with the :func:`checksum` of its tensors as ``sha256`` in the metadata.
+        where: whose weights they are, for messages.
 
     Raises:
         BackboneError: if the file is missing, damaged or does not match its checksum.
     """
-    where, hint = "default", "Install perdure again"
+    hint = "Install perdure again"
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118

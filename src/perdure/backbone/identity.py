@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from timm.models import split_model_name_tag
+from torch import nn
 
 from perdure.backbone.insertable import Insertable
 from perdure.backbone.settings import digest_of, settings_of, tensors_of, unusual_settings, who_computes
@@ -49,6 +50,11 @@ class Identified(Insertable):
             BackboneError: for a backbone of which something may still be trained: its features must not be kept; or
                 for a setting that cannot be told apart, naming it.
         """
+        return self._of_images
+
+    @property
+    def _of_images(self) -> str:
+        """All that an image's features depend on, up to rounding."""
         tf32 = self.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
         arithmetic = (self.name, self.precision, self.device.type, tf32)
         return digest_of((*arithmetic, *self._what_computes("Backbone.fingerprint")), {})
@@ -63,7 +69,8 @@ class Identified(Insertable):
         Raises:
             BackboneError: as for :attr:`fingerprint`.
         """
-        return digest_of((self.fingerprint, *who_computes(self)), {})
+        parts = nn.ModuleList([self.model, self.insertions])
+        return digest_of((self._of_images, *who_computes(parts)), {})
 
     def _what_computes(self, where: str) -> tuple[object, ...]:
         """The eval view, the settings that are not the stock model's, and one hash of all weights, made once."""

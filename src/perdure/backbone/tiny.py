@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from perdure.backbone.backbone import Backbone
+from perdure.backbone.clip import tiny_clip
 from perdure.data.preprocess import Preprocess, preprocess_from_config
 
 
@@ -49,5 +50,5 @@ def _made(kind: type[nn.Module], **sizes: Any) -> Backbone:
     return Backbone(model, name=f"a tiny {kind.__name__}", preprocess=Preprocess(image_size=32), device="cpu")
 
 
-TINY: Final = {"any": _efficientnet, "transformer": _swin, "vit": _vit}
+TINY: Final = {"any": _efficientnet, "transformer": _swin, "vit": _vit, "towers": tiny_clip}
 """What makes one, by its kind in ``perdure.tags.BACKBONES``; the most common kind first."""

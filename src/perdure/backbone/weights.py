@@ -27,15 +27,38 @@ def timm_model(name: str, pretrained: bool, init_seed: int) -> nn.Module:
     Raises:
         BackboneError: if the weights cannot be had.
     """
+    with fetching(name, pretrained, init_seed):
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    return model
+
+
+@contextlib.contextmanager
+def fetching(name: str, pretrained: bool, init_seed: int) -> Iterator[None]:
+    """Weights come from the hub, or from its cache if the hub is silent; random ones are drawn with a seed.
+
+    Args:
+        name: whose weights.
+        pretrained: whether to fetch them.
+        init_seed: of random weights.
+
+    Raises:
+        BackboneError: if the weights cannot be had.
+    """
     silent = _why_the_hub_is_silent() if pretrained else None
     with _seeded(init_seed), _hub_cache_alone() if silent else contextlib.nullcontext():
         try:
-            model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
+            yield
         except Exception as error:  # hub, network and file errors of several libraries
-            reason = silent if silent and isinstance(error, LocalEntryNotFoundError) else told(error)
-            hint = f"Connect to the hub, give weights=FILE.safetensors, or pretrained=false ({reason})"
+            reason = silent if silent and _not_in_the_cache(error) else told(error)
+            hint = f"Connect to the hub, give weights=FILE, or pretrained=false ({reason})"
             raise BackboneError("Backbone.load", f"weights of {name}", "reachable", "none", hint) from error
-    return model
+
+
+def _not_in_the_cache(error: BaseException | None) -> bool:
+    """Whether a file was missing at the bottom of what went wrong."""
+    while error is not None and not isinstance(error, LocalEntryNotFoundError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _why_the_hub_is_silent() -> str | None:

@@ -17,11 +17,11 @@ from perdure.checks.subject import (
     Subject,
     equal,
     frozen_state,
+    named_task,
     pixels,
     small_stream,
 )
 from perdure.config import KINDS, load, sections
-from perdure.data import Task
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import NotFittedError, RecipeError, StreamError
 
@@ -145,10 +145,10 @@ def check_classes_may_come_again(s: Subject) -> None:
     ids = CLASS_IDS[:3]
     day = synthetic_dataset(ids, train_per_class=2)
     night = synthetic_dataset(ids[1:], train_per_class=2, seed=1, shift=-40.0)
-    m = s.method().fit_task(Task(0, day.train, ids, "day"))
+    m = s.method().fit_task(named_task(0, day.train, ids, "day"))
     images = pixels(m, night.test)
     m.scores(images)
-    m.fit_task(Task(1, night.train, ids[1:], "night"))
+    m.fit_task(named_task(1, night.train, ids[1:], "night"))
     fresh = s.method().load_state_dict(frozen_state(m))
     scores = m.scores(images)
     if m.classes_ != list(ids) or scores.shape[1] != len(ids):

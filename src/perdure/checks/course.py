@@ -181,7 +181,7 @@ def through_disk(state: dict[str, Any]) -> dict[str, Any]:
 
 def failing(task: Task) -> Task:
     """The task with a last training image that cannot be read."""
-    return Task(task.index, LabelledImages(_Failing(task.train), task.train.labels), task.classes)
+    return dc.replace(task, train=LabelledImages(_Failing(task.train), task.train.labels))
 
 
 def _content(data: LabelledImages) -> bytes:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from perdure.checks.course import attended, retaken, through_disk
-from perdure.checks.subject import CLASS_IDS, Subject, equal, frozen_state, pixels, small_stream
-from perdure.data import FileSource, LabelledImages, Task, folders
+from perdure.checks.subject import CLASS_IDS, Subject, equal, frozen_state, named_task, pixels, small_stream
+from perdure.data import FileSource, LabelledImages, folders
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
 
@@ -139,7 +139,7 @@ def check_split_does_not_matter(s: Subject) -> None:
     for way, parts in _ways_to_split(whole[0].train).items():
         m = s.method()
         for index, part in enumerate(parts):
-            m.fit_task(Task(index, part, tuple(dict.fromkeys(part.labels.tolist()))))
+            m.fit_task(named_task(index, part))
         scores = m.scores(images)[:, m.columns(np.array(CLASS_IDS))]  # class by class, whatever came first
         known = scores if known is None else known
         gap = float((scores - known).abs().max() / known.abs().max())

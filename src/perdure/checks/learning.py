@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from perdure.checks.course import Course, attended
-from perdure.checks.subject import CLASS_IDS, Subject, equal, frozen_state, pixels
-from perdure.data import LabelledImages, Task
+from perdure.checks.subject import CLASS_IDS, Subject, equal, frozen_state, named_task, pixels
+from perdure.data import LabelledImages
+from perdure.data.stream import Candidate
 from perdure.data.synthetic import synthetic_dataset
 from perdure.methods import Method
 
@@ -60,7 +61,7 @@ def check_every_image_and_label_matters(s: Subject) -> None:
     images = pixels(s.method(), spare.subset(np.array([0, 3, 4, 7])))
 
     def scores(task: LabelledImages) -> Tensor:
-        return s.method(batch_size=3).fit_task(Task(0, task, CLASS_IDS[:2])).scores(images)
+        return s.method(batch_size=3).fit_task(named_task(0, task, CLASS_IDS[:2])).scores(images)
 
     known, ways = scores(spare.subset(rows)), {}
     for position in range(len(rows)):
@@ -77,7 +78,7 @@ def check_every_image_and_label_matters(s: Subject) -> None:
 
 
 def check_what_is_learned_depends_on_the_images(s: Subject) -> None:
-    """What a task adds to the state or changes there comes from its images, not from the seed alone.
+    """What a task adds to the state or changes there comes from its images or its names, not from the seed alone.
 
     A module's parameters are there to learn from the first task on. A tensor of its own that the method never changes
     (a random projection) is a constant, and so is a module's buffer (BatchNorm's statistics).
@@ -87,7 +88,8 @@ def check_what_is_learned_depends_on_the_images(s: Subject) -> None:
     for task, step, known in zip(course.stream[:2], course.steps, before, strict=False):
         m = s.method() if known is None else s.method().load_state_dict(known)
         others = synthetic_dataset(task.classes, train_per_class=6, seed=1)
-        m.fit_task(Task(task.index, others.train, task.classes))
+        word = "other" if s.kind.tags.class_names else "pattern"  # a name's embedding comes from no image
+        m.fit_task(named_task(task.index, others.train, task.classes, word=word))
         unmoved, other = constant if known is None else _leaves(known), _leaves(m.state_dict())
         depends: dict[str, bool] = {}
         for name, value in _leaves(step.state).items():
@@ -104,17 +106,24 @@ def check_everything_learned_is_used(s: Subject) -> None:
     """With anything learned turned round, or noise added, scores are other ones: at once or after one more task."""
     course, rng = attended(s), torch.Generator().manual_seed(0)
     known, after = course.steps[1:3]
+    whole = s.method(backbone=course.backbone).load_state_dict(known.state)
     images = course.asked
 
     def noisy(x: Tensor) -> Tensor:
         return x + (x.abs().mean() + 1e-3) * torch.randn(x.shape, generator=rng).to(x)
+
+    def by_name(m: Method[Any]) -> Tensor:
+        """The scores of a class that was never taught, where that is asked of a method."""
+        if not s.kind.tags.open_vocabulary:
+            return torch.zeros(0)
+        return torch.cat(list(m.scores_among(course.stream.test(0), [Candidate("strange", "strange")])))
 
     def is_used(name: str) -> bool:
         # a key turned round is the last to be chosen; a Gaussian's factor turned round is the same Gaussian's
         for change in (torch.neg, noisy):
             m = s.method(backbone=course.backbone)
             m.load_state_dict({**known.state, name: _changed(known.state[name], change)})
-            if not torch.equal(m.scores(images), known.scores):
+            if not torch.equal(m.scores(images), known.scores) or not torch.equal(by_name(m), by_name(whole)):
                 return True
         return not torch.equal(m.fit_task(course.stream[2]).scores(images), after.scores)
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from perdure.backbone import Backbone
+from perdure.backbone.clip import tiny_clip
 from perdure.backbone.tiny import small_vit
 from perdure.config import laid_over
-from perdure.data import LabelledImages, Stream
+from perdure.data import LabelledImages, Stream, Task
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import PerdureError
@@ -37,7 +38,7 @@ def tiny_backbone() -> Backbone:
     return small_vit()
 
 
-FITTING: Final = dict.fromkeys(BACKBONES, tiny_backbone)
+FITTING: Final = {**dict.fromkeys(BACKBONES, tiny_backbone), "towers": tiny_clip}
 """What methods are checked on, by what they need for a backbone."""
 
 
@@ -104,6 +105,28 @@ def small_stream(
     """A synthetic stream in which classes arrive in the order of ``ids``."""
     dataset = synthetic_dataset(ids[: sum(sizes)], train_per_class=train_per_class, test_per_class=test_per_class)
     return class_incremental(dataset, sizes, ids[: sum(sizes)])
+
+
+def named_task(
+    index: int,
+    images: LabelledImages,
+    classes: Sequence[int] | None = None,
+    domain: str | None = None,
+    *,
+    word: str = "pattern",
+) -> Task:
+    """A task of some images, with the names that the made-up classes have.
+
+    Args:
+        index: of the task.
+        images: its images.
+        classes: their classes; in the images' order if not given.
+        domain: as for :class:`Task`.
+        word: what the names begin with.
+    """
+    ids = tuple(classes) if classes is not None else tuple(dict.fromkeys(images.labels.tolist()))
+    names = {c: f"{word} {c}" for c in ids}
+    return Task(index, images, ids, domain, class_names=names, display_names=names)
 
 
 def pixels(method: Method[Any], data: LabelledImages) -> Tensor:

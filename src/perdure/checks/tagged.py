@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from perdure.backbone import Backbone, require_kind
 from perdure.backbone.tiny import TINY
 from perdure.checks.course import attended
-from perdure.checks.subject import CLASS_IDS, Subject, pixels, small_stream
-from perdure.data import Stream, Task
+from perdure.checks.subject import CLASS_IDS, Subject, equal, frozen_state, named_task, pixels, small_stream
+from perdure.data import Candidate, Stream
 from perdure.data.synthetic import synthetic_dataset
-from perdure.errors import BackboneError, PerdureError
+from perdure.errors import BackboneError, PerdureError, UnknownNameError
+from perdure.methods import Method
 
 
 def check_works_on_another_backbone(s: Subject) -> None:
@@ -99,11 +101,58 @@ def check_data_are_kept_if_the_tag_says_so(s: Subject) -> None:
         raise s.fail("tags.keeps_data", f"{must_be}, as keeps_data={told} says", got, hint)
 
 
+def check_candidates_are_known_by_their_names(s: Subject) -> None:
+    """``scores_among`` gives every candidate a column, in any order; what it is asked changes nothing learned later.
+
+    A class that was not taught is scored if, and only if, the method is ``open_vocabulary``.
+    """
+    course = attended(s)
+    m, images = course.method, course.stream.test(0).subset(np.arange(2))
+    taught, others = [Candidate(name, name) for name in m.names_], _planted("one name")
+    if not m.open_vocabulary:
+        try:
+            next(m.scores_among(images, others))
+        except UnknownNameError:
+            if type(m)._scores_among is Method._scores_among:  # columns of its scores, which other checks look at
+                return
+            others = []
+        else:
+            hint = "Set tags.open_vocabulary=True if it can score it"
+            raise s.fail("scores_among", "unwilling to score a class that was not taught", "an answer", hint)
+    asked = [*taught, *others]
+    there, back = (torch.cat([*m.scores_among(images, each)]) for each in (asked, asked[::-1]))
+    shape = (len(images), len(asked))
+    if there.shape != shape or not torch.isfinite(there).all():
+        hint = "Give every candidate a column, in their order"
+        raise s.fail("scores_among", f"finite, of shape {shape}", tuple(there.shape), hint)
+    if not torch.allclose(there, back.flip(1), rtol=1e-4, atol=1e-5):
+        hint = "Find a candidate by its name, whatever its place"
+        raise s.fail("scores_among", "the same for a candidate at any place", "other scores", hint)
+    if m.open_vocabulary:
+        one, another = (_taught_after(s, course.stream, name) for name in ("one name", "another"))
+        if not equal(*(frozen_state(each) for each in (one, another))):
+            hint = "Keep nothing of the candidates: they come at test time alone"
+            raise s.fail("fit_task", "blind to names that were asked about before", "another state", hint)
+
+
+def _planted(name: str) -> list[Candidate]:
+    """Classes that nobody was taught."""
+    return [Candidate(f"{name} {i}", f"{name} {i}") for i in range(2)]
+
+
+def _taught_after(s: Subject, stream: Stream, name: str) -> Method[Any]:
+    """A method that is asked about classes between two tasks."""
+    m = s.method().fit_task(stream[0])
+    for _ in m.scores_among(stream.test(0).subset(np.arange(1)), _planted(name)):
+        pass
+    return m.fit_task(stream[1])
+
+
 def _sizes(s: Subject, n: int) -> tuple[list[int], int]:
     """A state's sizes after ``n`` images of a class and after four more, and how many of those were kept."""
     sizes, data = [], synthetic_dataset(CLASS_IDS[:1], train_per_class=n + 4).train
     for images in (data.subset(np.arange(n)), data):
-        m = s.method(batch_size=len(data)).fit_task(Task(0, images, CLASS_IDS[:1]))
+        m = s.method(batch_size=len(data)).fit_task(named_task(0, images, CLASS_IDS[:1]))
         sizes.append(_size({name: part for name, part in m.state_dict().items() if name != "taught_"}))
     return sizes, m.n_exemplars
 

@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from perdure.data.images import ArraySource, FileSource, LabelledImages
     from perdure.data.loading import load_stream
     from perdure.data.preprocess import Preprocess
-    from perdure.data.stream import Stream, Task
+    from perdure.data.stream import Candidate, Stream, Task
 else:
     __getattr__, __dir__ = on_demand(__name__)
 
 __all__ = [
     "ArraySource",
+    "Candidate",
     "Dataset",
     "FileSource",
     "LabelledImages",

@@ -1,4 +1,4 @@
-"""Streams from a data set's name or any image folder, from the start or from where a method stands."""
+"""Streams from data sets' names or any image folders, from the start or from where a method stands."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from perdure.data.display import display_names, read_aliases, require_known
 from perdure.data.images import LabelledImages
 from perdure.data.names import on_disk, shown
 from perdure.data.order import order_classes, order_domains
+from perdure.data.several import any_given, one_after_another, require_several, short_name, told_apart
 from perdure.data.stream import Stream, class_incremental, domain_incremental, task_sizes
 from perdure.errors import SplitError, did_you_mean
 
@@ -22,7 +23,8 @@ SCENARIOS = ("class", "domain")
 
 
 def load_stream(
-    data: str | Path, *, tasks: int | None = None, base: int | None = None, increment: int | None = None,
+    data: str | Path | None = None, *, datasets: Sequence[str | Path] | None = None,
+    tasks: int | None = None, base: int | None = None, increment: int | None = None,
     sizes: Sequence[int] | None = None, order_seed: int | None = 1993, class_order: Sequence[int | str] | None = None,
     scenario: Literal["class", "domain"] = "class", domain_order: Sequence[str] | None = None,
     test_fraction: float = 0.2, split_seed: int = 0, train_per_class: int | None = None,
@@ -30,12 +32,14 @@ def load_stream(
     value_range: tuple[float, float] | None = None, aliases: str | Path | None = None,
     known: Known | None = None, include_known: bool = False,
 ) -> Stream:  # fmt: skip
-    """A stream from a data set's name or any image folder.
+    """A stream from a data set's name or any image folder, or from several of them.
 
     Args:
         data: a name ``perdure ls data`` lists, or a folder.
+        datasets: several of these in place of ``data``, one after another. What follows is then of each of them, and
+            some of it is refused; a class's name begins with its set's: ``cifar10/airplane``.
         tasks: split into this many tasks; or give ``base`` and ``increment``, or ``sizes``, as for :func:`task_sizes`.
-            A stream that goes on from a method is one task if none of them is given.
+            Of several sets, and where a stream goes on from a method, it is one task if none of them is given.
         base: see :func:`task_sizes`.
         increment: see :func:`task_sizes`.
         sizes: see :func:`task_sizes`.
@@ -60,54 +64,73 @@ def load_stream(
         SplitError: if the split asked for does not fit the data, or nothing in them is new to ``known``.
         ConfigError: if ``value_range`` is no range.
     """
+    of_one = {"sizes": sizes, "class_order": class_order, "domain_order": domain_order, "aliases": aliases}
+    require_several(data, datasets, scenario=scenario, **of_one)
     _require_valid(scenario, order_seed=order_seed, split_seed=split_seed)
-    split = {"tasks": tasks, "base": base, "increment": increment, "sizes": sizes}
-    _require_fitting(scenario, {**split, "class_order": class_order}, domain_order)
+    cut: dict[str, Any] = {"tasks": tasks, "base": base, "increment": increment}
+    _require_fitting(scenario, {**cut, "sizes": sizes, "class_order": class_order}, domain_order)
+    first = _first_task(known)
+    folder: dict[str, Any] = {"test_fraction": test_fraction, "split_seed": split_seed, "skip_corrupt": skip_corrupt}
+    folder["value_range"] = known.reading.value_range if known is not None and value_range is None else value_range
+    whole = _named(_loaded(data, datasets, scenario, folder), aliases)
+    new = _new(whole if datasets is None else told_apart(whole), known, include_known, data or [*whole])
+    parts = _thinned(new, "" if datasets is None else "{}/", train_per_class, test_per_class, split_seed)
+    if scenario == "domain":
+        return domain_incremental({name: parts[name] for name in order_domains(list(parts), domain_order)}, first)
+    if datasets is not None:
+        return one_after_another(parts, cut, order_seed, first)
+    names, ways = {c: parts[""].class_names[c] for c in parts[""].train.classes}, {**cut, "sizes": sizes}
+    groups = task_sizes(len(names), **(ways if known is None or any_given(ways) else {"tasks": 1}))
+    return class_incremental(parts[""], groups, order_classes(names, seed=order_seed, given=class_order), first)
+
+
+def _first_task(known: Known | None) -> int:
     first = getattr(known, "tasks_seen_", None) if known is not None else 0
     if not isinstance(first, int):
         hint = "Give the method itself, as perdure.load or fit_task returns it"
         raise SplitError("load_stream", "known", "a method", type(known).__name__, hint)
-    folder: dict[str, Any] = {"test_fraction": test_fraction, "split_seed": split_seed, "skip_corrupt": skip_corrupt}
-    folder["value_range"] = known.reading.value_range if known is not None and value_range is None else value_range
-    whole = domain_datasets(on_disk(data), **folder) if scenario == "domain" else {"": load_dataset(data, **folder)}
-    new = _prepared(whole, aliases, known, include_known, data)
-    parts = {name: _thin(part, train_per_class, test_per_class, split_seed) for name, part in new.items()}
-    if scenario == "domain":
-        return domain_incremental({name: parts[name] for name in order_domains(list(parts), domain_order)}, first)
-    names = {c: parts[""].class_names[c] for c in parts[""].train.classes}
-    if known is not None and all(way is None for way in split.values()):
-        tasks = 1
-    groups = task_sizes(len(names), tasks=tasks, base=base, increment=increment, sizes=sizes)
-    return class_incremental(parts[""], groups, order_classes(names, seed=order_seed, given=class_order), first)
+    return first
 
 
-def _prepared(
-    parts: Mapping[str, Dataset],
-    aliases: str | Path | None,
-    known: Known | None,
-    include_known: bool,
-    data: str | Path,
+def _loaded(
+    data: str | Path | None, datasets: Sequence[str | Path] | None, scenario: str, folder: Mapping[str, Any]
 ) -> dict[str, Dataset]:
-    """With names for people, and without what a method knows; parts without anything new are left out."""
+    """Domains by name, several data sets by their short names, or one under an empty name."""
+    if datasets is not None:
+        return {short_name(each): load_dataset(each, **folder) for each in datasets}
+    one = "" if data is None else data
+    return domain_datasets(on_disk(one), **folder) if scenario == "domain" else {"": load_dataset(one, **folder)}
+
+
+def _named(parts: Mapping[str, Dataset], aliases: str | Path | None) -> dict[str, Dataset]:
+    """With names for people."""
     told = read_aliases(Path(aliases)) if aliases is not None else {}
     require_known(told, [name for d in parts.values() for name in d.class_names.values()])
-    named = {n: dc.replace(d, display_names=display_names(d.class_names, told)) for n, d in parts.items()}
+    return {n: dc.replace(d, display_names=display_names(d.class_names, told)) for n, d in parts.items()}
+
+
+def _new(
+    parts: Mapping[str, Dataset], known: Known | None, include_known: bool, data: str | Path | list[str]
+) -> dict[str, Dataset]:
+    """Without what a method knows; parts without anything new are left out."""
     if known is None:
         if include_known:
             hint = "Give known=method, the method to go on from"
             raise SplitError("load_stream", "include_known", "left out without known", include_known, hint)
-        return named
-    new = {name: continuing(d, known, include_known) for name, d in named.items()}
+        return dict(parts)
+    new = {name: continuing(d, known, include_known) for name, d in parts.items()}
     if not any(len(d.train) for d in new.values()):
-        more = sum(len(continuing(d, known, True).train) for d in named.values())
+        more = sum(len(continuing(d, known, True).train) for d in parts.values())
         what = "new classes or images" if include_known else "classes that the method does not know"
         hint = f"{more} new images are of known classes: include_known=True takes them" if more else "Add some"
-        raise SplitError("load_stream", "data", f"with {what}", shown(data), hint)
+        raise SplitError("load_stream", "data", f"with {what}", data if isinstance(data, list) else shown(data), hint)
     if again := renamed(new.values(), known):
         hint = (
             "If a folder has another name now, give it the old one, or tell the method: "
             "method.rename_class(OLD, NEW); else take the images out that are known"
         )
+        if any("/" in name for name in known.class_names.values()):
+            hint += ". Classes that came with several data sets are called SET/CLASS: give datasets=[SET]"
         name, must_be = "new classes", "of images that were not taught under another name (these were)"
         raise SplitError("load_stream", name, must_be, again, hint)
     return {name: d for name, d in new.items() if len(d.train)}
@@ -123,7 +146,7 @@ def _require_valid(scenario: str, **seeds: int | None) -> None:
 
 def _require_fitting(scenario: str, of_classes: Mapping[str, object], domain_order: Sequence[str] | None) -> None:
     """Refuses what is asked of the other scenario."""
-    asked = [key for key, value in of_classes.items() if value is not None]
+    asked = any_given(of_classes)
     if scenario == "domain" and asked:
         hint = "Remove them: each domain folder is one task"
         raise SplitError("stream", "split keys", "absent for scenario=domain", asked, hint)
@@ -132,7 +155,14 @@ def _require_fitting(scenario: str, of_classes: Mapping[str, object], domain_ord
         raise SplitError("stream", "domain_order", "absent for scenario=class", domain_order, hint)
 
 
-def _thin(dataset: Dataset, train: int | None, test: int | None, seed: int) -> Dataset:
+def _thinned(
+    parts: Mapping[str, Dataset], prefix: str, train: int | None, test: int | None, seed: int
+) -> dict[str, Dataset]:
+    """With no more images of a class than asked for; ``{}`` in the prefix of its names stands for its part's name."""
+    return {name: _thin(part, prefix.format(name), train, test, seed) for name, part in parts.items()}
+
+
+def _thin(dataset: Dataset, prefix: str, train: int | None, test: int | None, seed: int) -> Dataset:
     def draw(images: LabelledImages, at_most: int | None, part: int) -> LabelledImages:
         if at_most is None:
             return images
@@ -142,8 +172,10 @@ def _thin(dataset: Dataset, train: int | None, test: int | None, seed: int) -> D
         keep = [np.empty(0, dtype=np.int64)]
         for c in images.classes:
             of_class = np.flatnonzero(images.labels == c)
-            # seeded by name: a folder's class ids move when a class is added, and no draw may move with them
-            rng = np.random.default_rng([seed, part, *dataset.class_names[c].encode()])
+            # seeded by name: a folder's class ids move when a class is added, and no draw may move with them; without
+            # its set's name, so that a data set among others has the images that it has alone
+            own = dataset.class_names[c].removeprefix(prefix)
+            rng = np.random.default_rng([seed, part, *own.encode()])
             keep.append(np.sort(rng.permutation(of_class)[:at_most]))
         return images.subset(np.concatenate(keep))
 

@@ -30,6 +30,7 @@ class Task:
         domain: the domain's name in a domain-incremental stream.
         class_names: its own classes' names, no others'; may be left out, and a method then takes the ids.
         display_names: the same for people.
+        dataset: in a stream over several data sets, the short name of the one that it is from.
 
     Raises:
         StreamError: if there is no image, ``classes`` are not exactly the labels' classes, or names are not theirs.
@@ -41,6 +42,7 @@ class Task:
     domain: str | None = None
     class_names: Mapping[ClassId, str] = dc.field(default_factory=dict)
     display_names: Mapping[ClassId, str] = dc.field(default_factory=dict)
+    dataset: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(map(_plain, self.classes)))
@@ -63,6 +65,21 @@ class Task:
 def _plain(class_id: ClassId) -> ClassId:
     """A number of NumPy's as Python's own: a state holds no others."""
     return int(class_id) if isinstance(class_id, np.integer) else class_id
+
+
+@dc.dataclass(frozen=True, slots=True)
+class Candidate:
+    """A class by its name, taught or not, among which images are to be scored.
+
+    Args:
+        name: the class's name; in a stream over several data sets it begins with its set's.
+        text: its display name: what people, and models that read texts, are shown.
+        dataset: the short name of its data set, where there are several.
+    """
+
+    name: str
+    text: str
+    dataset: str | None = None
 
 
 class Stream(Sequence[Task]):
@@ -132,6 +149,7 @@ def task_sizes(
     base: int | None = None,
     increment: int | None = None,
     sizes: Sequence[int] | None = None,
+    where: str = "stream",
 ) -> list[int]:
     """How many classes each task brings. Exactly one way of asking must be used.
 
@@ -141,6 +159,7 @@ def task_sizes(
         base: classes of the first task; 0 (B0) means ``increment``.
         increment: classes of every later task; the last may be smaller.
         sizes: the list itself.
+        where: what errors start with.
 
     Raises:
         SplitError: if no way or several ways are given, or the classes do not suffice.
@@ -149,27 +168,29 @@ def task_sizes(
     if sum(ways) != 1:
         given = {"tasks": tasks, "base": base, "increment": increment, "sizes": sizes}
         hint = "Give tasks, or base and increment, or sizes"
-        raise SplitError("stream", "split", "asked for in exactly one way", given, hint)
+        raise SplitError(where, "split", "asked for in exactly one way", given, hint)
     if tasks is not None:
         if not 1 <= tasks <= n_classes:
             hint = "Ask for fewer tasks or add classes"
-            raise SplitError("stream", "tasks", f"between 1 and the number of classes ({n_classes})", tasks, hint)
+            raise SplitError(where, "tasks", f"between 1 and the number of classes ({n_classes})", tasks, hint)
         return [n_classes // tasks + (i < n_classes % tasks) for i in range(tasks)]
     if sizes is not None:
         if not sizes or any(n < 1 for n in sizes) or sum(sizes) != n_classes:
             hint = "Correct the list"
-            raise SplitError("stream", "sizes", f"positive and sum to {n_classes} classes", list(sizes), hint)
+            raise SplitError(where, "sizes", f"positive and sum to {n_classes} classes", list(sizes), hint)
         return list(sizes)
     if increment is None or increment < 1:
-        raise SplitError("stream", "increment", "at least 1", increment, "Give base and increment, e.g. 50 and 10")
+        raise SplitError(where, "increment", "at least 1", increment, "Give base and increment, e.g. 50 and 10")
     first = base or increment
     if not 1 <= first <= n_classes:
-        raise SplitError("stream", "base", f"at most the {n_classes} classes there are", first, "Lower it")
+        raise SplitError(where, "base", f"at most the {n_classes} classes there are", first, "Lower it")
     left = n_classes - first
     return [first] + [increment] * (left // increment) + ([left % increment] if left % increment else [])
 
 
-def class_incremental(dataset: Dataset, sizes: Sequence[int], order: Sequence[ClassId], first: int = 0) -> Stream:
+def class_incremental(
+    dataset: Dataset, sizes: Sequence[int], order: Sequence[ClassId], first: int = 0, name: str | None = None
+) -> Stream:
     """Cuts a data set into tasks of new classes.
 
     Args:
@@ -177,10 +198,12 @@ def class_incremental(dataset: Dataset, sizes: Sequence[int], order: Sequence[Cl
         sizes: classes per task, summing to ``len(order)``.
         order: class ids in order of arrival.
         first: the first task's index.
+        name: the data set's, told with every task where it is one of several.
     """
     ends = np.cumsum(sizes)
     groups = [tuple(order[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
-    tasks = [_task(i, dataset, dataset.train.of_classes(group), group) for i, group in enumerate(groups, first)]
+    parts = [dataset.train.of_classes(group) for group in groups]
+    tasks = [_task(i, dataset, *of, name=name) for i, of in enumerate(zip(parts, groups, strict=True), first)]
     tests = [dataset.test.of_classes(group) for group in groups]
     rule = {"scenario": "class", "groups": groups}
     return Stream(tasks, tests, dataset.class_names, rule, dataset.quarantined, dataset.unread, dataset.notes)
@@ -203,8 +226,14 @@ def domain_incremental(domains: Mapping[str, Dataset], first: int = 0) -> Stream
 
 
 def _task(
-    index: int, dataset: Dataset, train: LabelledImages, classes: tuple[ClassId, ...], domain: str | None = None
+    index: int,
+    dataset: Dataset,
+    train: LabelledImages,
+    classes: tuple[ClassId, ...],
+    domain: str | None = None,
+    name: str | None = None,
 ) -> Task:
     """A task that knows the names of its own classes alone."""
     names, displays = dataset.class_names, {**dataset.class_names, **dataset.display_names}
-    return Task(index, train, classes, domain, {c: names[c] for c in classes}, {c: displays[c] for c in classes})
+    mine, shown = ({c: each[c] for c in classes} for each in (names, displays))
+    return Task(index, train, classes, domain, mine, shown, name)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from perdure.data import LabelledImages, Stream
+from perdure.data import Candidate, LabelledImages, Stream
 from perdure.errors import ShapeError, StreamError
-from perdure.eval.matrix import Predictions
+from perdure.eval.matrix import Answers, Predictions
 from perdure.methods import Method
 
 TOP = 5
@@ -33,7 +34,8 @@ def evaluate(method: Method, stream: Stream, *, upto: int | None = None, without
     grown, is evaluated by their names.
 
     Args:
-        method: fitted on the tasks up to ``upto``; nothing about tasks is told to it.
+        method: fitted on the tasks up to ``upto``; nothing about tasks is told to it. One that scores classes by their
+            names is asked about the classes too that it was not taught, by their test images.
         stream: where the tests are.
         upto: index of the last task whose test is used; the stream's last one if not given.
         without_taught: leave test images out that were taught, as in a folder that has grown and is split anew.
@@ -55,23 +57,20 @@ def evaluate(method: Method, stream: Stream, *, upto: int | None = None, without
     ids, mine = torch.tensor(method.classes_), _by_name(method, stream)
     parts: list[tuple[int, Tensor, Tensor]] = []
     members: dict[str, list[Tensor]] = {}
+    told, of_set = [ids[:0]], _columns_of_sets(method, stream, mine)
     labels, n_taught = [], 0
-    for index in range(stream.first, upto + 1):
-        test = stream.test(index)
-        taught = np.isin(test.keys, method.taught_keys)
-        n_taught += int(taught.sum())
-        test = test.subset(np.flatnonzero(~taught)) if without_taught else test
+    for task in stream[: upto - stream.first + 1]:
+        test, n = _test(method, stream, task.index, without_taught)
+        n_taught += n
         labels += [mine.get(c, c) for c in test.labels.tolist()]
-        parts += [(index - stream.first, *_best(scores, ids)) for scores in method.scores_of(test)]
+        for scores in method.scores_of(test):
+            parts.append((task.index - stream.first, *_best(scores, ids)))
+            if of_set:
+                columns = of_set.get(task.dataset, slice(None))
+                told.append(_best(scores[:, columns], ids[columns])[0][:, 0])
         for name, best in _members(method, test, ids).items():
             members.setdefault(name, []).append(best)
-    if n_taught and not without_taught:
-        message = f"{n_taught} of {len(labels)} test images were taught, so accuracy flatters; without_taught=True"
-        warnings.warn(TaughtImagesWarning(f"{message} leaves them out"), stacklevel=2)
-    strange = set(labels) - set(method.classes_)
-    if unknown := [name for c, name in stream.class_names.items() if mine[c] in strange]:
-        message = f"test images of {', '.join(unknown)} count as wrong: the method does not know these classes"
-        warnings.warn(UnknownClassesWarning(message), stacklevel=2)
+    _warn(method, stream, mine, labels, n_taught * (not without_taught))
     k = min(TOP, len(ids))
     return Predictions(
         task=np.repeat([index for index, _, _ in parts], [len(top) for _, top, _ in parts]).astype(np.int64),
@@ -79,7 +78,71 @@ def evaluate(method: Method, stream: Stream, *, upto: int | None = None, without
         top=np.concatenate([np.empty((0, k), np.int64), *(top.numpy() for _, top, _ in parts)]),
         confidence=np.concatenate([np.empty(0, np.float32), *(c.numpy() for _, _, c in parts)]),
         members={name: torch.cat(best).numpy() for name, best in members.items()},
+        told=torch.cat(told).numpy() if of_set else None,
+        untaught=_untaught(method, stream, mine, without_taught) if method.open_vocabulary else None,
     )
+
+
+def _test(method: Method, stream: Stream, index: int, without_taught: bool) -> tuple[LabelledImages, int]:
+    """A task's test images, and how many of all of them were taught."""
+    test = stream.test(index)
+    taught = np.isin(test.keys, method.taught_keys)
+    return (test.subset(np.flatnonzero(~taught)) if without_taught else test), int(taught.sum())
+
+
+def _warn(method: Method, stream: Stream, mine: Mapping[int, int], labels: Sequence[int], n_taught: int) -> None:
+    if n_taught:
+        message = f"{n_taught} of {len(labels)} test images were taught, so accuracy flatters; without_taught=True"
+        warnings.warn(TaughtImagesWarning(f"{message} leaves them out"), stacklevel=3)
+    strange = set(labels) - set(method.classes_)
+    if unknown := [name for c, name in stream.class_names.items() if mine[c] in strange]:
+        message = f"test images of {', '.join(unknown)} count as wrong: the method does not know these classes"
+        warnings.warn(UnknownClassesWarning(message), stacklevel=3)
+
+
+def _columns_of_sets(method: Method, stream: Stream, mine: Mapping[int, int]) -> dict[str | None, list[int]]:
+    """The score columns of each data set's classes; all columns where none of these is taught; {} without sets."""
+    found: dict[str | None, list[int]] = {}
+    for name in dict.fromkeys(task.dataset for task in stream if task.dataset is not None):
+        own = {mine.get(c, c) for task in stream if task.dataset == name for c in task.classes}
+        columns = [j for j, c in enumerate(method.classes_) if c in own]
+        found[name] = columns or list(range(len(method.classes_)))
+    return found
+
+
+def _untaught(method: Method, stream: Stream, mine: Mapping[int, int], without_taught: bool) -> Answers | None:
+    """Answers about test images of classes that are not taught yet, among those of their data set; None if none are.
+
+    Without data sets, the candidates are all such classes of the stream.
+    """
+    taught = set(method.classes_)
+    new = {c for c in stream.class_names if mine[c] not in taught}
+    parts: list[tuple[int, np.ndarray, Tensor]] = []
+    for task in stream:
+        asked = list(dict.fromkeys(c for t in stream if t.dataset == task.dataset for c in t.classes if c in new))
+        test = _test(method, stream, task.index, without_taught)[0].of_classes(asked)
+        if not len(test):
+            continue
+        names, displays = stream.class_names, {**stream.class_names, **stream.display_names}
+        candidates = [Candidate(names[c], displays[c], task.dataset) for c in asked]
+        ids = torch.tensor([mine[c] for c in asked])
+        chunks = [_among(method, scores, ids) for scores in method.scores_among(test, candidates)]
+        parts.append((task.index - stream.first, np.array([mine[c] for c in test.labels.tolist()]), torch.cat(chunks)))
+    if not parts:
+        return None
+    return Answers(
+        task=np.repeat([index for index, _, _ in parts], [len(labels) for _, labels, _ in parts]),
+        labels=np.concatenate([labels for _, labels, _ in parts]),
+        best=torch.cat([best for _, _, best in parts]).numpy(),
+    )
+
+
+def _among(method: Method, scores: Float[Tensor, "b classes"], ids: Int[Tensor, " n"]) -> Int[Tensor, " b"]:
+    """The best candidate's id."""
+    if scores.shape[1] != len(ids):
+        where, wanted = f"{type(method).__name__}.scores_among", f"(b, {len(ids)}): a column for each candidate"
+        raise ShapeError(where, "scores", wanted, tuple(scores.shape), "Score all candidates, and no others")
+    return _best(scores, ids)[0][:, 0]
 
 
 def _members(method: Method, test: LabelledImages, ids: Int[Tensor, " classes"]) -> dict[str, Int[Tensor, " n"]]:

@@ -21,6 +21,21 @@ from perdure.errors import ShapeError
 
 
 @dc.dataclass(frozen=True, slots=True)
+class Answers:
+    """What a method said about test images of classes that it was not taught, among such classes alone.
+
+    Args:
+        task: which task's test each image is from.
+        labels: true class ids.
+        best: the best-scored class's id.
+    """
+
+    task: Int[np.ndarray, " m"]
+    labels: Int[np.ndarray, " m"]
+    best: Int[np.ndarray, " m"]
+
+
+@dc.dataclass(frozen=True, slots=True)
 class Predictions:
     """What a method said about every test image of the tasks seen so far.
 
@@ -30,6 +45,8 @@ class Predictions:
         top: class ids by falling score, the five best, or all if fewer classes are seen.
         confidence: softmax of the scores, at the first of ``top``.
         members: what each member of the method would say alone, by its name: the best class id.
+        told: the best class of those that come with the image's data set, in a stream over several.
+        untaught: about test images of classes that are not taught yet, where the method scores classes by their names.
     """
 
     task: Int[np.ndarray, " n"]
@@ -37,6 +54,8 @@ class Predictions:
     top: Int[np.ndarray, "n k"]
     confidence: Float[np.ndarray, " n"]
     members: Mapping[str, Int[np.ndarray, " n"]] = dc.field(default_factory=dict)
+    told: Int[np.ndarray, " n"] | None = None
+    untaught: Answers | None = None
 
     @property
     def correct(self) -> Bool[np.ndarray, " n"]:
@@ -80,7 +99,7 @@ class AccuracyMatrix:
         values = np.full((n, n), np.nan)
         for k, p in enumerate(after):
             for j in range(k + 1):
-                values[k, j] = _mean(p.correct[p.task == j])
+                values[k, j] = mean_of_known(p.correct[p.task == j])
         return cls(values, np.bincount(after[-1].task, minlength=n))
 
 
@@ -93,7 +112,7 @@ def accuracy_over_samples(a: AccuracyMatrix) -> Float[np.ndarray, " tasks"]:
 
 def accuracy_over_tasks(a: AccuracyMatrix) -> Float[np.ndarray, " tasks"]:
     """After each task, the plain mean of the accuracies on the tasks seen so far."""
-    return np.array([_mean(row[: k + 1]) for k, row in enumerate(a.values)])
+    return np.array([mean_of_known(row[: k + 1]) for k, row in enumerate(a.values)])
 
 
 def forgetting(a: AccuracyMatrix) -> float:
@@ -104,7 +123,7 @@ def forgetting(a: AccuracyMatrix) -> float:
     if len(a.counts) < 2:
         return float("nan")
     best = np.fmax.reduce(a.values[:-1, :-1], axis=0)  # passes over NaN: rows before a task's own, tasks without tests
-    return _mean(best - a.values[-1, :-1])
+    return mean_of_known(best - a.values[-1, :-1])
 
 
 def backward_transfer(a: AccuracyMatrix) -> float:
@@ -113,12 +132,12 @@ def backward_transfer(a: AccuracyMatrix) -> float:
     The released code of GEM divides by the number of all tasks, the last with 0. There is no forward transfer here: it
     compares accuracies on a task before it was learned, and a class that was never seen has no score.
     """
-    return _mean(a.values[-1, :-1] - np.diag(a.values)[:-1])
+    return mean_of_known(a.values[-1, :-1] - np.diag(a.values)[:-1])
 
 
 def top_k_accuracy(p: Predictions) -> float:
     """Share of images whose true class is among ``top`` (five, or all classes if fewer are seen)."""
-    return _mean((p.top == p.labels[:, None]).any(axis=1))
+    return mean_of_known((p.top == p.labels[:, None]).any(axis=1))
 
 
 def class_accuracy(p: Predictions) -> dict[int, float]:
@@ -144,7 +163,7 @@ def expected_calibration_error(p: Predictions, n_bins: int = 15) -> float:
     return float(np.abs(right - sure).sum() / len(p.labels))
 
 
-def _mean(values: Shaped[np.ndarray, " n"]) -> float:
+def mean_of_known(values: Shaped[np.ndarray, " n"]) -> float:
     """The mean of what is known; NaN where nothing is, and no warning."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")

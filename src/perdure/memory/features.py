@@ -18,19 +18,21 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perdure.backbone import Backbone, Prompt
+from perdure.backbone import Backbone, Prompt, TwoTowers
 from perdure.backbone.passes import finite
 from perdure.backbone.settings import digest_of
 from perdure.data import LabelledImages
 from perdure.data.folders import cache_dir
+from perdure.data.texts import Texts
 from perdure.errors import ConfigError, NonFiniteError, StorageError
 from perdure.memory.shelf import RECORD, Features, SegmentWriter, ShelfIndex, writing
 from perdure.types import Event, Progress, no_progress
@@ -45,18 +47,18 @@ class _Kind:
     shelf: Path
     backbone: Backbone
     dim: int  # values per row
-    compute: Callable[[Tensor], Float[Tensor, "b dim"]]  # of uint8 pixels, or of rows of ``patches``
+    compute: Callable[[Any], Float[Tensor, "b dim"]]  # of uint8 pixels, of rows of ``patches``, or of texts
     patches: Features | None = None  # of all images, where rows are computed from these
 
-    def batches(self, data: LabelledImages, positions: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+    def batches(self, data: LabelledImages | Texts, positions: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
         """Positions and what ``compute`` takes."""
         size = self.backbone.batch_size
-        if self.patches is None:
+        if isinstance(data, LabelledImages) and self.patches is None:
             yield from data.batches(self.backbone.preprocess, size, positions)
             return
         for start in range(0, len(positions), size):
             here = positions[start : start + size]
-            yield here, self.patches[here]
+            yield here, data[here] if isinstance(data, Texts) else self.patches[here]  # type: ignore[index]
 
 
 class FeatureStore:
@@ -106,6 +108,25 @@ class FeatureStore:
             patches = self.patches(backbone, data)
             kind = dc.replace(kind, compute=backbone.features_of_patches, patches=patches)
         return self._rows(kind, data, label)
+
+    def texts(self, backbone: TwoTowers, texts: Sequence[str], *, label: str = "texts") -> Float[Tensor, "n d"]:
+        """Raw embeddings of texts by a CLIP's text tower, row i for text i; missing ones are computed and kept.
+
+        Args:
+            backbone: whose text tower stands still.
+            texts: any.
+            label: what to call this in progress reports.
+
+        Raises:
+            BackboneError: for a text of too many tokens, with the text; before any is computed.
+            NonFiniteError: naming the text whose embedding is not finite.
+            StorageError: as for :meth:`features`.
+        """
+        tower = backbone.text
+        tower.tokens(texts)  # refuses what is too long
+        shelf = self.directory / f"{tower.shelf}-texts"
+        kind = _Kind(shelf, backbone, tower.dim, lambda part: finite(tower.embeddings(part)))
+        return self._rows(kind, Texts(texts), label)[:]
 
     def side_by_side(
         self, backbones: Iterable[Backbone], data: LabelledImages, *, label: str = "features"
@@ -195,7 +216,7 @@ class FeatureStore:
         patches = self.patches(backbone, data) if backbone.has_stem else None
         return self._rows(_Kind(self.directory / shelf, backbone, (n + len(prompt)) * d, compute, patches), data, label)
 
-    def _rows(self, kind: _Kind, data: LabelledImages, label: str) -> Features:
+    def _rows(self, kind: _Kind, data: LabelledImages | Texts, label: str) -> Features:
         with self._lock:
             keys = data.keys
             for _ in range(4):  # another process may evict a segment between the look-up and its opening
@@ -210,7 +231,7 @@ class FeatureStore:
         hint = "Raise PERDURE_CACHE_BYTES, or give each process its own PERDURE_CACHE"
         raise StorageError("FeatureStore", "features", "kept until they are read", "evicted three times", hint)
 
-    def _fill(self, kind: _Kind, data: LabelledImages, missing: np.ndarray, label: str) -> None:
+    def _fill(self, kind: _Kind, data: LabelledImages | Texts, missing: np.ndarray, label: str) -> None:
         done, keys = 0, data.keys
         self.progress(Event(label, 0, len(missing)))
         try:
@@ -250,7 +271,7 @@ class FeatureStore:
     def _check_space(self, kind: _Kind, n: int, n_missing: int) -> None:
         row_bytes = kind.dim * 4 + RECORD.itemsize
         if n * row_bytes > self.cache_bytes:
-            must_be = f"at least {n * row_bytes} for {n} images"
+            must_be = f"at least {n * row_bytes} for {n} items"
             hint = "Raise PERDURE_CACHE_BYTES"
             raise StorageError("FeatureStore", "cache_bytes", must_be, self.cache_bytes, hint)
         disk = next(p for p in (kind.shelf, *kind.shelf.parents) if p.exists())

@@ -9,7 +9,7 @@ fails half way is undone by putting the old references back. What is learned is 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from perdure.backbone import Backbone, require_kind
 from perdure.config import MethodConfig
-from perdure.data import LabelledImages, Task
+from perdure.data import Candidate, LabelledImages, Task
 from perdure.data.photographs import Images, photographs
 from perdure.errors import NotFittedError
 from perdure.learned import Sizes, learned_constant
@@ -65,12 +65,11 @@ class Method(Taught, abc.ABC, Generic[C]):
         store: FeatureStore | None = None,
         **settings: Any,
     ) -> None:
-        require_kind(backbone, self.tags.backbone, type(self).__name__)
-        self.backbone, self.seed = backbone, seed
+        self.backbone, self.seed = require_kind(backbone, self.tags.backbone, type(self).__name__), seed
         self.config: C = made(self.Config, config, settings, type(self).__name__)  # type: ignore[assignment]
         self.store = store if store is not None else FeatureStore()
         self._empty()
-        self.origin_ = backbone.identity
+        self.origin_ = self.backbone.identity
         self.setup()
         self._require_made()
         for part in self._learned().values():
@@ -95,6 +94,16 @@ class Method(Taught, abc.ABC, Generic[C]):
     def depends_on_test_batch(self) -> bool:
         """Whether, with these settings, an image's scores depend on the images tested with it."""
         return self.tags.depends_on_test_batch
+
+    @property
+    def uses_class_names(self) -> bool:
+        """Whether, with these settings, class names are used."""
+        return self.tags.class_names
+
+    @property
+    def open_vocabulary(self) -> bool:
+        """Whether, with these settings, classes are scored by their names, taught or not."""
+        return self.tags.open_vocabulary
 
     def fit_task(self, task: Task) -> Self:
         """Learns one task. If it fails, whatever the reason, the method is as it was before.
@@ -143,9 +152,20 @@ class Method(Taught, abc.ABC, Generic[C]):
             NotFittedError: before the first task.
             StreamError: for files that are read by another ``value_range`` than those that were taught.
         """
-        self._require_fitted("scores_of")
-        self._require_reading(data, f"{type(self).__name__}.scores_of", "value_range of the images")
+        self._require_ready("scores_of", data)
         yield from self._scores_of(data)
+
+    def scores_among(self, data: LabelledImages, candidates: Sequence[Candidate]) -> Iterator[Float[Tensor, "b n"]]:
+        """Like :meth:`scores_of`, among other classes: column j scores ``candidates[j]``, known by its name.
+
+        Raises:
+            NotFittedError, StreamError: as :meth:`scores_of`.
+            UnknownNameError: naming the first candidate that was not taught, unless ``open_vocabulary``.
+        """
+        self._require_ready("scores_among", data)
+        if not self.open_vocabulary:
+            self._require_taught([c.name for c in candidates], f"{type(self).__name__}.scores_among")
+        yield from self._scores_among(data, candidates)
 
     @property
     def _test_batch(self) -> int:
@@ -199,8 +219,7 @@ class Method(Taught, abc.ABC, Generic[C]):
             NotFittedError: before the first task.
             StreamError: as :meth:`scores_of`.
         """
-        self._require_fitted("members_of")
-        self._require_reading(data, f"{type(self).__name__}.members_of", "value_range of the images")
+        self._require_ready("members_of", data)
         return self._members_of(data)
 
     def selection_of(self, data: LabelledImages) -> Float[Tensor, " slots"] | None:
@@ -237,6 +256,11 @@ class Method(Taught, abc.ABC, Generic[C]):
             with torch.no_grad():
                 yield self._scores(images)
 
+    def _scores_among(self, data: LabelledImages, candidates: Sequence[Candidate]) -> Iterator[Float[Tensor, "b n"]]:
+        """Written anew by methods that are open-vocabulary; here, the columns of the classes of these names."""
+        columns = [self.names_.index(candidate.name) for candidate in candidates]
+        yield from (scores[:, columns] for scores in self._scores_of(data))
+
     def _members_of(self, data: LabelledImages) -> dict[str, Iterator[Float[Tensor, "b classes"]]]:
         """Written anew by methods in which several decide, where no image has to pass again for it."""
         return {}
@@ -253,6 +277,10 @@ class Method(Taught, abc.ABC, Generic[C]):
     def _initial(self, part: int = 0) -> torch.Generator:
         """For initial values, of one part or of several."""
         return self._generator(INITIAL - part)
+
+    def _require_ready(self, what: str, data: LabelledImages) -> None:
+        self._require_fitted(what)
+        self._require_reading(data, f"{type(self).__name__}.{what}", "value_range of the images")
 
     def _require_fitted(self, what: str) -> None:
         if not self.tasks_seen_:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -80,8 +81,11 @@ class Taught(Stateful):
         if not new or (new in self.names_ and new != old):
             raise ConfigError(where, "new", "a name that no class has yet", new, "Choose another name")
         at = self.names_.index(old)
+        # of several data sets, a name begins with its set's, which is not displayed
+        (of, _, own), (of_new, _, own_new) = old.partition("/"), new.partition("/")
+        display = own_new if of == of_new and own_new and self.displays_[at] == display_name(own) else new
         self.names_ = [*self.names_[:at], new, *self.names_[at + 1 :]]
-        self.displays_ = [*self.displays_[:at], display_name(new), *self.displays_[at + 1 :]]
+        self.displays_ = [*self.displays_[:at], display_name(display), *self.displays_[at + 1 :]]
 
     def _pooled(self, other: Self) -> dict[str, Any]:
         """The values of all that is declared ``merges="pooled"``, for the images of both methods together; written on
@@ -111,6 +115,13 @@ class Taught(Stateful):
                 raise StreamError(where, f"name of class {c}", f"{names[c]!r}, as it was taught", name, hint)
             if ids.get(name, c) != c:
                 raise StreamError(where, f"id of class {name!r}", f"{ids[name]}, as it was taught", c, hint)
+
+    def _require_taught(self, names: Sequence[str], where: str) -> None:
+        """Refuses a class that was not taught, by its name."""
+        for name in names:
+            if name not in self.names_:
+                hint = did_you_mean(name, self.names_)
+                raise UnknownNameError(where, "candidate", "a class that was taught, by its name", name, hint)
 
     def _require_reading(self, images: LabelledImages, where: str, name: str) -> None:
         """Refuses files that become RGB by another range than those it was taught; images in memory are RGB."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from perdure.eval import AccuracyMatrix, Predictions, accuracy_over_samples, forgetting
-from perdure.run.report import percent
 from perdure.run.results import Member, Results
+from perdure.run.table import percent
 
 
 def members_in(after: Sequence[Predictions]) -> dict[str, Member] | None:

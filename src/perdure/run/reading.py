@@ -6,7 +6,7 @@ import contextlib
 import dataclasses as dc
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import numpy as np
 import yaml
 
 from perdure.errors import CheckpointError, RunDirectoryError
-from perdure.eval import Predictions
+from perdure.eval import Answers, Predictions
 from perdure.run.results import Results, TaskCost
 
-MEMBER = "member."  # before a member's name, in predictions.npz
+MEMBER, UNTAUGHT = "member.", "untaught."  # before a member's name, and what is of untaught classes, in predictions.npz
 
 
 def task_folder(run: Path, index: int) -> Path:
@@ -44,16 +44,23 @@ def read_predictions(task: Path) -> Predictions:
     file = task / "predictions.npz"
     # opened here: np.load leaves a damaged file open
     with _damage_named(file), open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-        members = {name.removeprefix(MEMBER): arrays[name] for name in arrays if name.startswith(MEMBER)}
-        own = {name: arrays[name] for name in arrays if not name.startswith(MEMBER)}
-        return Predictions(**own, members=members)
+        members, untaught = (_behind(prefix, arrays) for prefix in (MEMBER, UNTAUGHT))
+        own = {name: arrays[name] for name in arrays if "." not in name}
+        return Predictions(**own, members=members, untaught=Answers(**untaught) if untaught else None)
 
 
 def write_predictions(task: Path, predictions: Predictions) -> None:
     """Puts predictions into one task's directory."""
-    arrays = {field.name: getattr(predictions, field.name) for field in dc.fields(predictions)}
-    members = arrays.pop("members")
-    np.savez(task / "predictions.npz", **arrays, **{f"{MEMBER}{name}": best for name, best in members.items()})
+    own = {field.name: getattr(predictions, field.name) for field in dc.fields(predictions)}
+    arrays = {f"{MEMBER}{name}": best for name, best in own.pop("members").items()}
+    if (untaught := own.pop("untaught")) is not None:
+        arrays |= {f"{UNTAUGHT}{field.name}": getattr(untaught, field.name) for field in dc.fields(untaught)}
+    arrays |= {name: values for name, values in own.items() if values is not None}
+    np.savez(task / "predictions.npz", **arrays)
+
+
+def _behind(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
 
 
 def read_cost(task: Path) -> TaskCost:

@@ -6,69 +6,28 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, StrictInt, field_validator
+from pydantic import Field
 
 from perdure.backbone import Backbone
 from perdure.backbone.names import full_timm_name
 from perdure.backbone.registered import means_registered
-from perdure.config import KIND, PRESET, Config, MethodConfig, load, parse_override, preset_names
+from perdure.config import KIND, Config, MethodConfig, load, parse_override
 from perdure.data import Stream, load_stream
-from perdure.data.datasets import datasets
-from perdure.data.names import on_disk, typed
-from perdure.data.reading import Reading
-from perdure.errors import ConfigError, DataNotFoundError, PerdureError, RecipeError, UnknownNameError, did_you_mean
+from perdure.data.names import typed
+from perdure.errors import ConfigError, PerdureError, RecipeError, UnknownNameError, did_you_mean
 from perdure.memory import FeatureStore
 from perdure.methods import Method, methods
 from perdure.run.method_file import Kind, registered_method, short_name, typed_method
-from perdure.run.streams import STREAMS, without_name
+from perdure.run.stream_settings import StreamConfig as StreamConfig
+from perdure.run.stream_settings import image_checks
+from perdure.run.streams import places, without_name
 
 SECTIONS = ("stream", "backbone", "method", "seed")
 WRITTEN = ("fingerprints", "found", "versions")  # what a run adds to its recipe.yaml, for those who repeat it
-_typed = BeforeValidator(lambda value: typed(value) if isinstance(value, str) else value)
 Find = Callable[[str], tuple[Kind, str | None]]  # a method's class by its name, and the hash of its file
-
-
-class StreamConfig(Config):
-    """Which images, and how they are cut into tasks; see :func:`perdure.data.load_stream`."""
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = STREAMS
-
-    preset: str | None = Field(None, description="a named stream to start from, e.g. cifar100-b0-inc10")
-    data: Annotated[str, _typed] = Field(description="a data set's name or an image folder")
-    tasks: int | None = Field(None, ge=1, description="this many tasks, as even as possible")
-    base: int | None = Field(None, ge=0, description="classes of the first task (0: increment)")
-    increment: int | None = Field(None, ge=1, description="classes of every later task")
-    sizes: list[int] | None = Field(None, description="classes of each task")
-    order_seed: int | None = Field(1993, ge=0, le=2**32 - 1, description="class order; null: ascending ids")
-    class_order: list[StrictInt | str] | None = Field(None, description="the order itself: ids, or names in quotes")
-    scenario: Literal["class", "domain"] = Field("class", description="what a task brings")
-    domain_order: list[str] | None = Field(None, description="the order of the domains, by name")
-    test_fraction: float = Field(0.2, gt=0, lt=1, description="held out where there is no test folder")
-    split_seed: int = Field(0, ge=0, description="of that split and of the draws below")
-    train_per_class: int | None = Field(None, ge=1, description="keep at most this many training images per class")
-    test_per_class: int | None = Field(None, ge=1, description="keep at most this many test images per class")
-    skip_corrupt: bool = Field(False, description="leave corrupt files out and record them")
-    value_range: list[float] | None = Field(None, description="black and white of deep images, e.g. [0, 4095]")
-    aliases: str | None = Field(None, description="a file of class names for people, by folder name")
-
-    @field_validator("preset")
-    @classmethod
-    def _preset_is_known(cls, preset: str | None) -> str | None:
-        if preset is not None and preset not in preset_names(cls):
-            raise ValueError(PRESET)
-        return preset
-
-    @field_validator("value_range")
-    @classmethod
-    def _range_is_one(cls, given: list[float] | None) -> list[float] | None:
-        try:
-            Reading(given)  # type: ignore[arg-type]  # a list of any length: what it must be is checked there
-        except ConfigError as error:
-            raise ValueError(error.must_be) from None
-        return given
 
 
 class BackboneConfig(Config):
@@ -132,9 +91,8 @@ class Recipe(Config):
         seed = _section(_Seed, "recipe", {"seed": values["seed"]} if "seed" in values else {}, problems)
         name = str(sections["method"].pop("name", ""))
         kind, code, config = _method(name, sections["method"], problems, find)
-        data = stream.data if stream is not None else sections["stream"].get("data")
-        if data is not None:
-            _collect(problems, lambda: _require_data(str(data)))
+        for attempt in image_checks(sections["stream"] if stream is None else stream.model_dump()):
+            _collect(problems, attempt)
         if backbone is not None:
             full = _collect(problems, lambda: _full_name(backbone))
             backbone = backbone.model_copy(update={"name": full or backbone.name})
@@ -160,10 +118,11 @@ class Recipe(Config):
 
     @property
     def label(self) -> str:
-        """A short name for a run directory: data, method, and a hash of everything."""
+        """A short name for a run directory: data sets, method, and a hash of everything."""
         told = {**self.identity(), "code": self.code} if self.code else self.identity()
         digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=4).hexdigest()
-        return f"{Path(self.stream.data).name}-{self.method_name.rpartition(':')[2]}-{digest}"
+        data = "+".join(Path(place).name for place in places(self.stream.model_dump()))
+        return f"{data}-{self.method_name.rpartition(':')[2]}-{digest}"
 
     def load_stream(self) -> Stream:
         """The stream it describes; raises as :func:`perdure.data.load_stream` does."""
@@ -271,16 +230,6 @@ def _full_name(backbone: BackboneConfig) -> str:
     own = backbone.pretrained and backbone.weights is None
     registered = means_registered(backbone.name, own_weights=own)
     return backbone.name if registered else full_timm_name(backbone.name, pretrained=own)
-
-
-def _require_data(data: str) -> None:
-    if on_disk(data).exists() or data in datasets:
-        return
-    if "/" in data:
-        hint = "Check the path; relative paths start at the current directory"
-        raise DataNotFoundError("stream", "data", "an existing folder", data, hint)
-    hint = did_you_mean(data, datasets.names())
-    raise UnknownNameError("stream", "data", "a data set or an existing folder", data, hint)
 
 
 def _collect(problems: list[PerdureError], attempt: Any) -> Any:

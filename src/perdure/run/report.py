@@ -24,7 +24,9 @@ from perdure.run.figures import RUN_COLORS, SYMBOLS, accuracy_curves, class_bars
 from perdure.run.reading import read_predictions, read_results
 from perdure.run.results import Results
 from perdure.run.selection import SelectionView, view_selection
-from perdure.run.streams import without_name
+from perdure.run.streams import places, without_name
+from perdure.run.table import accuracy_table as accuracy_table
+from perdure.run.table import percent as percent
 
 N_WEAKEST = 10
 
@@ -98,27 +100,6 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     return file
 
 
-def accuracy_table(runs: Mapping[str, Results]) -> list[list[str]]:
-    """Accuracy in percent after every task, over all test images so far, and the images kept; one row per run.
-
-    Args:
-        runs: results by label.
-
-    Returns:
-        The header row (method, 1 to T, average, last, forgetting, images kept), then the runs; ``–`` where a value is
-        not defined.
-    """
-    n = max((len(r.metrics.accuracy_after_task) for r in runs.values()), default=0)
-    rows = [["method", *(str(t) for t in range(1, n + 1)), "average", "last", "forgetting", "images kept"]]
-    for label, r in runs.items():
-        m = r.metrics
-        after = [percent(v) for v in m.accuracy_after_task]
-        after += ["–"] * (n - len(after))
-        ends = (m.average_incremental_accuracy, m.last_accuracy, m.forgetting)
-        rows.append([label, *after, *(percent(v) for v in ends), str(r.cost.exemplars)])
-    return rows
-
-
 def run_labels(runs: Mapping[Path, Results]) -> list[str]:
     """A name for each run that tells it from the others: method, what its recipe has of its own, directory.
 
@@ -169,14 +150,8 @@ def method_name(results: Results) -> str:
 
 
 def data_name(results: Results) -> str:
-    """The data set's name, or the last part of its folder."""
-    data = str(_section(results, "stream").get("data", "unknown data"))
-    return Path(data).name or data
-
-
-def percent(fraction: float | None) -> str:
-    """A fraction as a percentage with one decimal and without the sign; ``–`` for ``None``."""
-    return "–" if fraction is None else f"{round(100 * fraction, 1) + 0.0:.1f}"  # + 0.0: no negative zero
+    """The data set's name, or the last part of its folder; of several sets, all of them."""
+    return ", ".join(Path(place).name or place for place in places(_section(results, "stream")))
 
 
 def seconds(value: float) -> str:

@@ -35,6 +35,38 @@ class Metrics(_Part):
     top5: Number = Field(description="after the last task, true class among the five best-scored")
     ece: Number = Field(description="after the last task, 15 bins, softmax of the scores")
     accuracy_after_task: list[Number] = Field(description="over all test images seen so far, after each task")
+    zero_shot_transfer: Number = Field(
+        None, description="mean of zero_shot_accuracy; null for a method that scores only classes that it was taught"
+    )
+    zero_shot_accuracy: list[Number] | None = Field(
+        None,
+        description="after each task, on images of classes not taught yet, among the names of these (of a data set)",
+    )
+
+
+class DataSets(_Part):
+    """Of a stream over several data sets: every test image is answered with a class of its own set, which is told."""
+
+    names: list[str] = Field(description="short names, in order of arrival")
+    of_task: list[str] = Field(description="the data set that each task is from")
+    accuracy_matrix: list[list[Number]] = Field(
+        description="row: after the last task of a data set; column: on which set's test images; null: not scored"
+    )
+    transfer: Number = Field(
+        description="MTIL, Zheng et al. 2023: mean over sets of the accuracy before they are taught"
+    )
+    average: Number = Field(description="the same of the whole matrix")
+    last: Number = Field(description="the same after the last data set")
+
+
+class Fairness(_Part):
+    """What a method uses and keeps beside the images of its tasks, by which rows of a table may differ."""
+
+    class_names: bool = Field(description="whether it uses its classes' names")
+    exemplars: int = Field(description="images kept for later training")
+    features_kept: bool = Field(description="whether it keeps something else of every training image")
+    extra_data: str | None = Field(description="what else it learns from; null for nothing")
+    towers: int = Field(description="2 where class names are read by a text tower, else 1")
 
 
 class Member(_Part):
@@ -118,9 +150,15 @@ class Results(_Part):
     members: dict[str, Member] | None = Field(
         None, description="by name: each member of the method alone; null for a method of which no part decides alone"
     )
+    datasets: DataSets | None = Field(None, description="null for a stream over one data set")
+    fairness: Fairness | None = Field(None, description="null where it was not recorded")
     provenance: Provenance
 
     @property
     def names(self) -> dict[str, str]:
-        """What people call the classes, by id."""
-        return {**self.class_names, **(self.display_names or {})}
+        """What people call the classes, by id; those of several data sets with their set in front."""
+        names = {**self.class_names, **(self.display_names or {})}
+        if self.datasets is None:
+            return names
+        sets = zip(self.task_classes, self.datasets.of_task, strict=True)
+        return {**names, **{str(c): f"{name}/{names[str(c)]}" for classes, name in sets for c in classes}}

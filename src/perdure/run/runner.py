@@ -34,6 +34,7 @@ from perdure.memory import FeatureStore
 from perdure.methods import Method
 from perdure.run.checkpoint import save_state, state_after, tensor_bytes
 from perdure.run.claim import RECIPE, data_changes, facts_of, refuse_another
+from perdure.run.fairness import fairness_of
 from perdure.run.reading import read_cost, read_predictions, read_recipe, read_results, task_folder, write_predictions
 from perdure.run.recipe import Recipe, load_recipe
 from perdure.run.results import Results, Selection, TaskCost
@@ -212,7 +213,8 @@ class Runner:
             "started": self._started(),
             "finished": now(),
         }
-        results = summarise(stream, after, costs, selection, provenance)
+        fairness = fairness_of(method, costs[-1].exemplars)
+        results = summarise(stream, after, costs, selection, provenance, fairness)
         with self._writing():
             _write(file, results.model_dump_json(indent=1) + "\n")
         self._log("run_finished", last_accuracy=results.metrics.last_accuracy)

@@ -175,8 +175,7 @@ def _made(
     kind = method or registered_method(name)[0]
     config = load_config(kind.Config, about["settings"], name)
     found = backbone or Backbone.load(**then["loaded"], device=device)
-    require_kind(found, kind.tags.backbone, "load")
-    _require_same(then["identity"], found, then["name"])
+    _require_same(then["identity"], require_kind(found, kind.tags.backbone, "load"), then["name"])
     made: Method = kind(found, config, seed=about["seed"], store=store)
     return made
 

@@ -11,7 +11,8 @@ from typing import Any
 # increments by data; the class order of RevisitingCIL, PILOT and MOS is that of seed 1993, VTAB's is not shuffled
 SURVEY = {
     "cifar100": (5, 10), "cub": (10, 20), "imagenet-a": (10, 20), "imagenet-r": (5, 10, 20), "objectnet": (10, 20),
-    "omnibenchmark": (20, 30), "vtab": (10,),
+    "omnibenchmark": (20, 30), "vtab": (10,), "aircraft": (10,), "cars": (10,), "food101": (10,), "sun397": (30,),
+    "ucf101": (10,),
 }  # fmt: skip
 STREAMS: dict[str, dict[str, Any]] = {
     f"{data}-b0-inc{n}": {
@@ -27,6 +28,10 @@ STREAMS: dict[str, dict[str, Any]] = {
     "domainnet200-b0-inc20": {"data": "data/domainnet200", "base": 20, "increment": 20, "order_seed": None},
     "core50-domains": {"data": "data/core50", "scenario": "domain"},
     "domainnet-b0-inc69": {"data": "data/domainnet", "base": 69, "increment": 69, "order_seed": None},
+    "caltech101-cifar10-fashion-mnist": {
+        "datasets": ["data/caltech101", "cifar10", "fashion-mnist"], "tasks": 1, "order_seed": 1993,
+        "train_per_class": 100, "test_per_class": 100,
+    },
     "caltech101-10-tasks": {"data": "data/caltech101", "tasks": 10, "order_seed": 1993},
     "cifar10-5-tasks": {"data": "cifar10", "tasks": 5, "order_seed": 1993},
     "fashion-mnist-5-tasks-100-each": {
@@ -35,9 +40,13 @@ STREAMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What each name stands for: arguments of :func:`perdure.data.load_stream`. ``data/NAME`` is a folder of yours."""
 
+DATA = ("data", "datasets")
+
 
 def without_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's values without its stream's name: a stream is what its values say, however it was asked for.
+
+    Nor is the key of several data sets kept where there is one data set.
 
     Args:
         recipe: values by section, every default written out.
@@ -45,19 +54,30 @@ def without_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
     stream = recipe.get("stream")
     if not isinstance(stream, Mapping):
         return dict(recipe)
-    return {**recipe, "stream": {k: v for k, v in stream.items() if k != "preset"}}
+    return {**recipe, "stream": {k: v for k, v in stream.items() if k != "preset" and (k, v) != ("datasets", None)}}
+
+
+def places(stream: Mapping[str, Any]) -> list[str]:
+    """The data sets' names or folders, as a recipe's stream has them: one or several.
+
+    Args:
+        stream: its values.
+    """
+    several = stream.get("datasets")
+    return [str(each) for each in (several if isinstance(several, list) else [stream.get("data", "unknown data")])]
 
 
 def stream_rows(data: str | None = None) -> list[tuple[str, str, str]]:
     """Every named stream: its name, its data, and the rest of what it stands for.
 
     Args:
-        data: only those of this data set.
+        data: only those of this data set, alone or among others.
     """
+    rows = [(name, ", ".join(places(values)), values) for name, values in STREAMS.items()]
     return [
-        (name, values["data"], ", ".join(f"{key} {_shown(value)}" for key, value in values.items() if key != "data"))
-        for name, values in STREAMS.items()
-        if data in (None, values["data"])
+        (name, of, ", ".join(f"{key} {_shown(value)}" for key, value in values.items() if key not in DATA))
+        for name, of, values in rows
+        if data is None or data in places(values)
     ]
 
 

@@ -26,10 +26,12 @@ from perdure.eval import (
     expected_calibration_error,
     forgetting,
     top_k_accuracy,
+    zero_shot_transfer,
 )
 from perdure.methods import methods
 from perdure.run.members import members_in
-from perdure.run.results import Cost, Metrics, Provenance, Results, Selection, TaskCost
+from perdure.run.over_sets import data_sets_in, zero_shot_in
+from perdure.run.results import Cost, Fairness, Metrics, Provenance, Results, Selection, TaskCost
 
 CPU_INFO = Path("/proc/cpuinfo")
 PACKAGES = ("perdure", "torch", "torchvision", "timm", "numpy")
@@ -41,6 +43,7 @@ def summarise(
     costs: Sequence[TaskCost],
     selection: Sequence[Selection | None],
     provenance: Mapping[str, Any],
+    fairness: Fairness | None = None,
 ) -> Results:
     """All metrics and the cost table of a finished run.
 
@@ -50,20 +53,9 @@ def summarise(
         costs: ``cost.json`` of each task.
         selection: what the tests chose after each task.
         provenance: fields of :class:`perdure.run.results.Provenance`.
+        fairness: what the method uses beside its tasks' images.
     """
     matrix, last = AccuracyMatrix.from_predictions(after), after[-1]
-    over_samples, over_tasks = accuracy_over_samples(matrix), accuracy_over_tasks(matrix)
-    metrics = Metrics(
-        last_accuracy=float(over_samples[-1]),
-        last_accuracy_over_tasks=float(over_tasks[-1]),
-        average_incremental_accuracy=float(over_samples.mean()),
-        average_incremental_accuracy_over_tasks=float(over_tasks.mean()),
-        forgetting=forgetting(matrix),
-        backward_transfer=backward_transfer(matrix),
-        top5=top_k_accuracy(last),
-        ece=expected_calibration_error(last),
-        accuracy_after_task=over_samples.tolist(),
-    )
     n_train = sum(len(t.train) for t in stream)
     n_test = sum(len(stream.test(i)) for i in range(len(stream)))
     peaks = [c.peak_rss_bytes for c in costs if c.peak_rss_bytes is not None]
@@ -83,7 +75,7 @@ def summarise(
     return Results(
         accuracy_matrix=[[None if np.isnan(v) else float(v) for v in row] for row in matrix.values],
         test_images_per_task=matrix.counts.tolist(),
-        metrics=metrics,
+        metrics=_metrics(matrix, after),
         class_accuracy={str(c): a for c, a in class_accuracy(last).items()},
         class_names={str(c): name for c, name in stream.class_names.items()},
         display_names={str(c): name for c, name in stream.display_names.items()},
@@ -91,7 +83,26 @@ def summarise(
         cost=cost,
         selection=list(selection) if any(selection) else None,
         members=members_in(after),
+        datasets=data_sets_in(stream, after),
+        fairness=fairness,
         provenance=Provenance(**provenance),
+    )
+
+
+def _metrics(matrix: AccuracyMatrix, after: Sequence[Predictions]) -> Metrics:
+    over_samples, over_tasks = accuracy_over_samples(matrix), accuracy_over_tasks(matrix)
+    return Metrics(
+        last_accuracy=float(over_samples[-1]),
+        last_accuracy_over_tasks=float(over_tasks[-1]),
+        average_incremental_accuracy=float(over_samples.mean()),
+        average_incremental_accuracy_over_tasks=float(over_tasks.mean()),
+        forgetting=forgetting(matrix),
+        backward_transfer=backward_transfer(matrix),
+        top5=top_k_accuracy(after[-1]),
+        ece=expected_calibration_error(after[-1]),
+        accuracy_after_task=over_samples.tolist(),
+        zero_shot_transfer=zero_shot_transfer(after),
+        zero_shot_accuracy=zero_shot_in(after),
     )
 
 
