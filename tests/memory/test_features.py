@@ -439,7 +439,7 @@ def test_a_cache_too_small_for_the_data_is_refused_before_work(tmp_path: Path) -
     with pytest.raises(StorageError) as error:
         store.features(backbone, images())
     message = str(error.value)
-    assert f"cache_bytes must be at least {needed} for 11 images, but got 1000. Raise PERDURE_CACHE_BYTES" in message
+    assert f"cache_bytes must be at least {needed} for 11 items, but got 1000. Raise PERDURE_CACHE_BYTES" in message
     assert backbone.passes == 0
     assert not store.directory.exists()
 
@@ -454,7 +454,7 @@ def test_a_full_disk_is_noticed_before_work(store: FeatureStore, monkeypatch: py
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
     with pytest.raises(StorageError) as error:
         store.features(backbone, data)
-    assert f"must be at least {needed} bytes for 7 images, but got {needed - 1}. Free some space" in str(error.value)
+    assert f"must be at least {needed} bytes for 7 items, but got {needed - 1}. Free some space" in str(error.value)
     assert str(store.directory) in str(error.value)
     assert backbone.passes == 4
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))

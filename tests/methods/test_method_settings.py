@@ -16,6 +16,7 @@ from perdure.config import KINDS, laid_over, load, sections
 from perdure.errors import RecipeError
 from perdure.memory import FeatureStore
 from perdure.methods import Method, methods
+from tiny_clip import clip
 from tiny_vit import tiny
 
 # where each method's training has its settings
@@ -51,13 +52,15 @@ BOUNDS: dict[str, Bounds] = {  # by the last part of a setting's path, or by all
     "value": POSITIVE, "vote": COUNT, "warmup": FROM_0, "weight": SHARE, "weight_decay": NOT_NEGATIVE,
     "esn.beta": POSITIVE, "esn.weight": NOT_NEGATIVE,
     "candidates": ([[], [0.0]], [[1e-12], [1.0, 0.5]]), "depth": NOT_NEGATIVE, "heads": COUNT,
-    "margin": NOT_NEGATIVE, "n_images": COUNT, "n_per_class": COUNT, "per_step": COUNT,
+    "margin": NOT_NEGATIVE, "n_images": COUNT, "n_per_class": COUNT, "per_step": COUNT, "per_class": COUNT,
+    "text": SHARE,
     "blocks": COUNT, "decay": SHARE_BETWEEN, "held": SHARE_BELOW_1, "turnover": SHARE_BETWEEN,
 }  # fmt: skip
 MIN_SCALE = {
     "agem": [1.0], "aper": [0.05], "cofima": [0.5], "coma": [0.5], "coda_prompt": [0.08], "dap": [1.0],
     "dualprompt": [0.5], "ease": [0.05], "er": [1.0], "esn": [0.08], "fecam": [], "finetune": [0.5], "gem": [1.0],
     "joint": [], "joint_finetune": [0.5], "l2p": [0.5], "lae": [0.08], "mos": [0.05], "mos_release": [0.05],
+    **{name: [] for name in ("clip_cache", "clip_linear", "clip_prototypes", "clip_zeroshot", "coop")},
     "ranpac": [], "simplecil": [], "slca": [0.5], "vpt": [0.5],
 }  # fmt: skip
 
@@ -185,23 +188,24 @@ def test_what_each_method_says_of_itself() -> None:
         for tag in ("split_invariant", "trains_backbone", "adapts", "prompted", "keeps_data", "depends_on_test_batch")
     }
     assert said == {
-        "split_invariant": {"simplecil", "fecam"},
+        "split_invariant": {"simplecil", "fecam", "clip_prototypes", "clip_zeroshot"},
         "trains_backbone": {"cofima", "coma", "finetune", "joint_finetune", "slca"},
         "adapts": {"aper", "ease", "lae", "mos", "mos_release"},
         "prompted": {"coda_prompt", "dap", "dualprompt", "esn", "l2p", "vpt"},
-        "keeps_data": {"agem", "er", "gem", "joint", "joint_finetune"},
+        "keeps_data": {"agem", "clip_cache", "er", "gem", "joint", "joint_finetune"},
         "depends_on_test_batch": {"mos_release"},
     }
     assert {name: kind for name in methods.names() if (kind := methods.get(name).tags.backbone) != "any"} == {
         **dict.fromkeys(("coda_prompt", "dap", "dualprompt", "esn", "l2p", "vpt"), "vit"),
         **dict.fromkeys(("ease", "mos", "mos_release"), "transformer"),
+        **dict.fromkeys(("clip_cache", "clip_prototypes", "clip_zeroshot", "coop"), "towers"),
     }
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_a_method_has_what_it_is_given(name: str, store: FeatureStore) -> None:
-    kind, backbone = methods.get(name), tiny(depth=3)
-    config = kind.Config(**kind.tags.small)
+    kind = methods.get(name)
+    backbone, config = clip() if kind.tags.backbone == "towers" else tiny(depth=3), kind.Config(**kind.tags.small)
     method = kind(backbone, config, seed=5, store=store)
     assert (method.backbone, method.config, method.seed, method.store) == (backbone, config, 5, store)
 

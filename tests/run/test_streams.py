@@ -14,6 +14,7 @@ from perdure.run.streams import STREAMS, stream_rows, without_name
 
 CLASSES = {"cifar100": 100, "cub": 200, "imagenet-a": 200, "imagenet-r": 200, "objectnet": 200}
 CLASSES |= {"5-datasets": 50, "domainnet": 345, "domainnet200": 200, "omnibenchmark": 300, "vtab": 50}
+CLASSES |= {"aircraft": 100, "cars": 100, "food": 100, "sun": 300, "ucf": 100}
 CLASSES |= {"caltech101": 101, "cifar10": 10, "fashion-mnist": 10}
 TASKS = {
     "cifar100-b0-inc5": 20, "cifar100-b0-inc10": 10, "cub-b0-inc10": 20, "cub-b0-inc20": 10, "imagenet-a-b0-inc10": 20,
@@ -21,7 +22,8 @@ TASKS = {
     "objectnet-b0-inc10": 20, "objectnet-b0-inc20": 10, "omnibenchmark-b0-inc20": 15, "omnibenchmark-b0-inc30": 10,
     "vtab-b0-inc10": 5, "5-datasets-b0-inc10": 5, "domainnet200-b0-inc20": 10,
     "caltech101-10-tasks": 10, "cifar10-5-tasks": 5, "fashion-mnist-5-tasks-100-each": 5,
-    "domainnet-b0-inc69": 5,
+    "domainnet-b0-inc69": 5, "aircraft-b0-inc10": 10, "cars-b0-inc10": 10, "food-b0-inc10": 10, "sun-b0-inc30": 10,
+    "ucf-b0-inc10": 10,
 }  # fmt: skip
 REST = ["method.name=simplecil", "backbone.name=test_vit", "backbone.pretrained=false", "backbone.device=cpu"]
 INC10 = ["stream.data=cifar100", "stream.base=10", "stream.increment=10"]
@@ -52,13 +54,20 @@ def test_a_name_stands_for_so_many_tasks_in_the_fields_order(name: str, monkeypa
 
 
 def test_every_name_is_held_to_that() -> None:
-    assert {*TASKS, "core50-domains"} == STREAMS.keys()
+    assert {*TASKS, "core50-domains", "caltech101-cifar10-fashion-mnist"} == STREAMS.keys()
 
 
 def test_core50_comes_by_domain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_settings, "_require_there", lambda *_: None)
     stream = asked("stream.preset=core50-domains").stream
     assert (stream.data, stream.scenario, stream.domain_order, stream.tasks) == ("data/core50", "domain", None, None)
+
+
+def test_a_name_may_stand_for_several_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_settings, "_require_there", lambda *_: None)
+    stream = asked("stream.preset=caltech101-cifar10-fashion-mnist").stream
+    assert stream.datasets == ["data/caltech101", "cifar10", "fashion-mnist"]
+    assert (stream.data, stream.tasks, stream.train_per_class, stream.test_per_class) == (None, 1, 100, 100)
 
 
 def test_a_name_and_its_values_make_one_recipe() -> None:

@@ -277,7 +277,7 @@ class FeatureStore:
         disk = next(p for p in (kind.shelf, *kind.shelf.parents) if p.exists())
         free = shutil.disk_usage(disk).free
         if free < n_missing * row_bytes:
-            must_be = f"at least {n_missing * row_bytes} bytes for {n_missing} images"
+            must_be = f"at least {n_missing * row_bytes} bytes for {n_missing} items"
             hint = "Free some space or set PERDURE_CACHE to another disk"
             raise StorageError("FeatureStore", f"free space on {disk}", must_be, free, hint)
 

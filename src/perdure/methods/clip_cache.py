@@ -37,7 +37,7 @@ class ClipCacheConfig(ClipConfig):
     """Settings of the cache."""
 
     alpha: float = Field(1.0, ge=0, description="the weight of the votes beside the zero-shot scores")
-    beta: float = Field(5.5, gt=0, description="how fast a vote falls with the distance")
+    beta: float = Field(5.5, ge=0, description="how fast a vote falls with the distance")
     per_class: int | None = Field(None, ge=1, description="keys kept of each class, by herding; none: all")
     vote: Literal["sum", "mean"] = Field("sum", description="of a class's keys; sum is published")
 

@@ -11,8 +11,8 @@ from typing import Any
 # increments by data; the class order of RevisitingCIL, PILOT and MOS is that of seed 1993, VTAB's is not shuffled
 SURVEY = {
     "cifar100": (5, 10), "cub": (10, 20), "imagenet-a": (10, 20), "imagenet-r": (5, 10, 20), "objectnet": (10, 20),
-    "omnibenchmark": (20, 30), "vtab": (10,), "aircraft": (10,), "cars": (10,), "food101": (10,), "sun397": (30,),
-    "ucf101": (10,),
+    "omnibenchmark": (20, 30), "vtab": (10,), "aircraft": (10,), "cars": (10,), "food": (10,), "sun": (30,),
+    "ucf": (10,),
 }  # fmt: skip
 STREAMS: dict[str, dict[str, Any]] = {
     f"{data}-b0-inc{n}": {
