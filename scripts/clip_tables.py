@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scripts.table_cells import head_of, mean_of, row_of
-from scripts.table_recipes import read
+from scripts.table_recipes import label, read
 
 BACKBONES = ("clip_lite0", "clip_default")
 METHODS = ("clip_zeroshot", "clip_prototypes", "clip_cache", "clip_linear", "coop", "simplecil", "ranpac")
@@ -33,7 +33,7 @@ def clip_table(data: str) -> str:
         for method in METHODS:
             if orders := orders_of(data, method, backbone):
                 cells = [mean_of([run[f] for run in orders if run.get(f) is not None]) for f in FIGURES]
-                lines.append(row_of(f"`{backbone}`, `{method}`", [*used(orders), *cells]))
+                lines.append(row_of(first_of(backbone, method, orders), [*used(orders), *cells]))
     return "\n".join(lines)
 
 
@@ -46,8 +46,13 @@ def over_sets_table() -> str:
                 told = [run["datasets"] for run in orders]
                 cells = [mean_of([each[f] for each in told if each[f] is not None]) for f in OVER_SETS]
                 last = mean_of([run["last_accuracy"] for run in orders])
-                lines.append(row_of(f"`{backbone}`, `{method}`", [*used(orders), *cells, last]))
+                lines.append(row_of(first_of(backbone, method, orders), [*used(orders), *cells, last]))
     return "\n".join(lines)
+
+
+def first_of(backbone: str, method: str, orders: list[dict[str, Any]]) -> str:
+    """A row's first cell."""
+    return f"`{backbone}`, {label(method, orders[0]['recipe'])}"
 
 
 def used(orders: list[dict[str, Any]]) -> list[str]:

@@ -47,6 +47,12 @@ NOTES = {
     "table:ranpac-cost": "No recipe: `python -m benchmarks.ranpac_cost`.",
     "table:batch-bits": "No recipe: `python -m benchmarks.batch_bits`.",
     "table:mutants": "No recipe: `make mutants`.",
+    **{
+        f"table:clip-{data}": (
+            f"Recipes: `recipes/{data}/METHOD_clip_lite0.yaml` and `recipes/{data}/METHOD_clip_default.yaml`{orders}."
+        )
+        for data, orders in {"caltech101": f"; {ORDERS}", "cifar10": f"; {ORDERS}", "three-sets": ""}.items()
+    },
     "table:mixture-methods": (
         "Recipes: `recipes/DATA/METHOD_default.yaml`; Caltech-101 with `-s stream.train_per_class=12` and "
         f"`-s stream.test_per_class=10`; {ORDERS}."
@@ -143,6 +149,16 @@ def _changed(name: str) -> Iterator[Run]:
                 yield Run(first, f"recipes/{data}/{recipe}.yaml", set_, run["recipe"])
 
 
+def _on_clips(data: str) -> Iterator[Run]:
+    for recipe, orders in read("clip_methods")["runs"][data].items():
+        method, _, tower = recipe.rpartition("_clip_")
+        for seed, run in orders.items():
+            set_ = (f"stream.order_seed={seed}",)
+            yield Run(
+                f"`clip_{tower}`, {label(method, run['recipe'])}", f"recipes/{data}/{recipe}.yaml", set_, run["recipe"]
+            )
+
+
 def _costs() -> Iterator[Run]:
     for backbone, suffix in {"default": "_default", "efficientnet_lite0": ""}.items():
         for run in _compared("representation_methods", suffix, ("caltech101",), ("1993",)):
@@ -191,5 +207,8 @@ RUNS: dict[str, Callable[[], Iterator[Run]]] = {
     "table:mos-release": _released,
     "table:mixture-methods": lambda: _changed("mixture_methods"),
     "table:replay-methods": lambda: _changed("replay_methods"),
+    "table:clip-caltech101": lambda: _on_clips("caltech101"),
+    "table:clip-cifar10": lambda: _on_clips("cifar10"),
+    "table:clip-three-sets": lambda: _on_clips("three-sets"),
 }
 """The tables whose results keep the settings they were made with."""

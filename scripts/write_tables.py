@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scripts.clip_tables import CLIP_TABLES
 from scripts.mixture_tables import MIXTURE_TABLES
 from scripts.mutants import mutants_table
 from scripts.small_clip_tables import SMALL_CLIP_TABLES
@@ -252,6 +253,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "table:batch-bits": batch_bits_table,
     "table:mutants": mutants_table,
     **MIXTURE_TABLES,
+    **CLIP_TABLES,
     **SMALL_CLIP_TABLES,
 }
 
