@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from perdure import Backbone, FeatureStore, methods
+from perdure.backbone.clip import tiny_clip
 from perdure.checks import check_method
 from perdure.checks.subject import small_stream
 
@@ -15,13 +16,15 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
 
-def tiny(device: str, name: str = "test_vit") -> Backbone:
-    return Backbone.load(name, pretrained=False, device=device)
+def tiny(device: str, method: str) -> Backbone:
+    if methods.get(method).tags.backbone == "towers":
+        return tiny_clip(device)
+    return Backbone.load("test_vit", pretrained=False, device=device)
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_common_checks_on_cuda(name: str) -> None:
-    results = check_method(methods.get(name), make_backbone=lambda: tiny("cuda"))
+    results = check_method(methods.get(name), make_backbone=lambda: tiny("cuda", name))
     assert [(r.name, r.note) for r in results if not r.ok] == []
 
 
@@ -29,7 +32,7 @@ def test_common_checks_on_cuda(name: str) -> None:
 def test_a_state_scores_alike_on_both_devices(name: str, tmp_path: Path) -> None:
     kind, stream = methods.get(name), small_stream()
     config = kind.Config(**kind.tags.small)
-    here, there = (kind(tiny(d), config, store=FeatureStore(tmp_path / d)) for d in ("cuda", "cpu"))
+    here, there = (kind(tiny(d, name), config, store=FeatureStore(tmp_path / d)) for d in ("cuda", "cpu"))
     for task in stream:
         here.fit_task(task)
     there.load_state_dict({k: _on_cpu(v) for k, v in here.state_dict().items()})
@@ -44,7 +47,7 @@ def _on_cpu(value: object) -> object:
     return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
-@pytest.mark.parametrize("name", ["default", "efficientnet_lite0", "test_vit"])
+@pytest.mark.parametrize("name", ["default", "efficientnet_lite0", "clip_default", "test_vit"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_features_are_those_of_a_cpu(name: str, precision: str) -> None:
     images = torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -85,14 +85,18 @@ def from_open_clip(model: Any, tokenizer: Tokenizer, architecture: str) -> Stock
     return Stock(tower.float(), preprocess, TwoTowers, {"text": text, "logit_scale": scale})
 
 
-def tiny_clip() -> TwoTowers:
-    """A CLIP of random weights for images of 64 px: for tests."""
+def tiny_clip(device: str = "cpu") -> TwoTowers:
+    """A CLIP of random weights for images of 64 px: for tests.
+
+    Args:
+        device: as for :class:`perdure.Backbone`.
+    """
     library = _library()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         stock = from_open_clip(library.CLIP(**TINY), library.get_tokenizer("ViT-B-32"), "tiny")
     made: TwoTowers = TwoTowers(
-        stock.model, name="a tiny CLIP", preprocess=stock.preprocess, device="cpu", **stock.parts
+        stock.model, name="a tiny CLIP", preprocess=stock.preprocess, device=device, **stock.parts
     )
     return made
 
