@@ -114,6 +114,9 @@ class Stream(Sequence[Task]):
             raise StreamError("Stream", "indices of the tasks", "one after another", indices, "Number them on")
         self.class_names, self.rule, self.quarantined = dict(class_names), dict(rule), quarantined
         self.display_names = {c: name for t in tasks for c, name in t.display_names.items()}
+        texts = {**self.class_names, **self.display_names}
+        found = {name: Candidate(name, texts[c], t.dataset) for t in tasks for c, name in t.class_names.items()}
+        self.candidates = tuple(found.values())  # the classes of all tasks, by their names
         self.notes = notes
         self.unread = unread
         parts = [json.dumps(self.rule, sort_keys=True)]

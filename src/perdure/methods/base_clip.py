@@ -12,11 +12,12 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from perdure.backbone import TwoTowers, normalised
+from perdure.backbone.class_names import require_told_apart
 from perdure.config import MethodConfig
 from perdure.data import LabelledImages, Task
 from perdure.data.stream import Candidate
 from perdure.data.templates import Templates, filled, templates_of
-from perdure.errors import PerdureError, StreamError
+from perdure.errors import PerdureError
 from perdure.learned import learned
 from perdure.methods.base import C, FeatureMethod
 from perdure.modules.heads import cosine_scores, float64
@@ -33,20 +34,18 @@ class NamedMethod(FeatureMethod[C]):
         """What the classes are called that have no embedding yet, in the order of their columns.
 
         Raises:
-            StreamError: for a class without a name, or one that is called as another of its data set.
+            StreamError: for a class without a name, or one whose name is read as another's of its data set.
         """
-        where, known = type(self).__name__, len(self.texts_)
-        called: dict[tuple[str, str], str] = {}
-        for column, (name, shown) in enumerate(zip(self.names_, self.displays_, strict=True)):
-            if column >= known and not shown:
-                hint = "Load the images from folders, or give the task class_names"
-                raise StreamError(where, f"name of class {name}", "given: this method reads names", None, hint)
-            key = (name.rpartition("/")[0], shown)
-            if column >= known and key in called:
-                hint = f"Tell it from {called[key]!r} by a file of other names: stream.aliases"
-                raise StreamError(where, f"name of class {name!r}", "like no other class's", shown, hint)
-            called[key] = name
+        known = len(self.texts_)
+        require_told_apart(self.backbone.text, self.names_, self.displays_, type(self).__name__, known)
         return self.displays_[known:]
+
+    def require_names(self, classes: Sequence[Candidate]) -> None:
+        """As every method."""
+        names, displays = [c.name for c in classes], [c.text for c in classes]
+        require_told_apart(self.backbone.text, names, displays, type(self).__name__)
+        for candidate in classes:
+            self._require_readable(candidate)
 
     def _learn(self, task: Task, rng: torch.Generator) -> None:
         self._learn_names(task)
@@ -55,6 +54,10 @@ class NamedMethod(FeatureMethod[C]):
     @abc.abstractmethod
     def _learn_names(self, task: Task) -> None:
         """Called before a task's images are looked at."""
+
+    @abc.abstractmethod
+    def _require_readable(self, candidate: Candidate) -> None:
+        """Refuses a class whose name makes too long a text."""
 
     @abc.abstractmethod
     def _embedded(self, candidate: Candidate) -> Float[Tensor, "1 d"]:
@@ -112,13 +115,28 @@ class ClipMethod(NamedMethod[P]):
             BackboneError: for a text of too many tokens.
             UnknownNameError: for a data set without templates.
         """
-        templates = templates_of(self.config.templates, dataset)
-        texts = [filled(template, name) for name in names for template in templates]
+        texts = [text for name in names for text in self.sentences(name, dataset)]
         each = normalised(float64(self.store.texts(self.backbone, texts)))
-        return normalised(each.view(len(names), len(templates), self.backbone.dim).mean(1)).float()
+        per_name = len(texts) // max(len(names), 1)
+        return normalised(each.view(len(names), per_name, self.backbone.dim).mean(1)).float()
+
+    def sentences(self, name: str, dataset: str | None) -> list[str]:
+        """The templates with a name in them.
+
+        Args:
+            name: as for :meth:`class_texts`.
+            dataset: as for :meth:`class_texts`.
+
+        Raises:
+            UnknownNameError: as for :meth:`class_texts`.
+        """
+        return [filled(template, name) for template in templates_of(self.config.templates, dataset)]
 
     def _learn_names(self, task: Task) -> None:
         self.texts_ = torch.cat([self.texts_, self.class_texts(self.new_names(), task.dataset)])
+
+    def _require_readable(self, candidate: Candidate) -> None:
+        self.backbone.text.tokens(self.sentences(candidate.text, candidate.dataset))
 
     def _embedded(self, candidate: Candidate) -> Float[Tensor, "1 d"]:
         return self.class_texts([candidate.text], candidate.dataset)

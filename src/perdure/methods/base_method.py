@@ -105,6 +105,13 @@ class Method(Taught, abc.ABC, Generic[C]):
         """Whether, with these settings, classes are scored by their names, taught or not."""
         return self.tags.open_vocabulary
 
+    def require_names(self, classes: Sequence[Candidate]) -> None:
+        """Refuses classes whose names the method cannot read or tell apart, before anything is learned.
+
+        Raises:
+            StreamError, BackboneError: naming the first of them.
+        """
+
     def fit_task(self, task: Task) -> Self:
         """Learns one task. If it fails, whatever the reason, the method is as it was before.
 

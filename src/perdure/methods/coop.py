@@ -108,6 +108,9 @@ class CoOp(NamedMethod[CoOpConfig]):
             found = self.embeddings(new, context.detach()) if new else self.texts_[:0]
         self.texts_ = torch.cat([self.texts_, found.cpu()])
 
+    def _require_readable(self, candidate: Candidate) -> None:
+        NamedContexts(self.backbone.text, [candidate.text], len(self.start))
+
     def _embedded(self, candidate: Candidate) -> Float[Tensor, "1 d"]:
         """With the contexts of the newest task."""
         with torch.no_grad():

@@ -78,12 +78,16 @@ class Runner:
         """Runs all tasks that are not done yet and writes ``results.json``.
 
         Raises:
-            BackboneError: for a backbone that the method cannot use, before anything is written.
+            BackboneError: for a backbone that the method cannot use, or a name of too many tokens, before anything is
+                written.
+            StreamError: for names of classes that the method cannot tell apart, before anything is written.
             RunDirectoryError: if the directory belongs to another recipe, or another process is running it.
             StorageError: if the disk is full; all finished tasks are kept.
         """
         method = self.recipe.make_method(self.recipe.load_backbone(), self.store)
         stream = self.recipe.load_stream()
+        if method.tags.class_names:  # a method that is thrown away: the one that learns meets names with their tasks
+            self.recipe.make_method(method.backbone, self.store).require_names(stream.candidates)
         with self._locked():
             return self._run(stream, method)
 
