@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 from pydantic import Field, ValidationError, field_validator
 
-from perdure.config import Config, MethodConfig, load, parse_override, settings
+from perdure.config import KIND, Config, MethodConfig, load, parse_override, settings
 from perdure.errors import ConfigError, RecipeError
 
 
@@ -202,8 +202,8 @@ class Sectioned(MethodConfig):
         ({"preset": "even", "train": {"pace": "slow"}}, Inner(batch=32, pace=Slow()), None),
         ({"preset": "even", "train": {"pace": "fast"}}, Inner(batch=32, pace=Fast(decay=9)), None),
         ({"preset": "paper", "top": None}, Inner(epochs=9, batch=32, pace=Slow(patience=7)), None),
-        ({"top": {"": "slow", "rate": 4}}, Inner(batch=32, pace=Fast(decay=0.25)), Slow(rate=4)),
-        ({"train": {"pace": {"": "slow", "rate": 4}}}, Inner(batch=32, pace=Slow(rate=4)), None),
+        ({"top": {KIND: "slow", "rate": 4}}, Inner(batch=32, pace=Fast(decay=0.25)), Slow(rate=4)),
+        ({"train": {"pace": {KIND: "slow", "rate": 4}}}, Inner(batch=32, pace=Slow(rate=4)), None),
         ({"top": "fast"}, Inner(batch=32, pace=Fast(decay=0.25)), Fast()),
         ({"train": Inner(), "top": Slow(rate=4)}, Inner(), Slow(rate=4)),
     ],

@@ -24,7 +24,7 @@ from perdure.errors import ConfigError, RecipeError, did_you_mean
 
 PRESET = "the name of a preset"  # what a field of presets must be
 KINDS = ("name", "variant")  # the keys that tell which kind a section is
-KIND = ""  # stands for that key where a section's kind was given as text and other keys of it follow
+KIND = "\0"  # stands for that key where a section's kind was given as text and other keys of it follow
 # settings of before there were sections: where they are, in those classes that have such a place
 MOVED = {
     "align_batch": ["align.batch_size"], "amsgrad": ["train.optimizer"], "beta1": ["train.optimizer"],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.data.templates import TEMPLATES, filled, templates_of
+from perdure.data.templates import TEMPLATES, filled, templates_of, written_out
 from perdure.errors import ConfigError, DataNotFoundError, UnknownNameError
 
 PUBLISHED = {
@@ -42,11 +42,22 @@ def test_what_is_no_template_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataNotFoundError, match=r"but got 'gone\.txt'"):
         templates_of("gone.txt")
     for bad in ("a photo", "a {} of {}"):
-        with pytest.raises(ConfigError, match=f"with one {{}}, but got '{bad}'"):
+        with pytest.raises(ConfigError, match=f"a sentence with one {{}}, but got '{bad}'"):
             templates_of([bad])
-    with pytest.raises(ConfigError, match=r"at least one, but got \[\]"):
+    with pytest.raises(ConfigError, match=r"a list or file of at least one, but got \[\]"):
         templates_of([])
     with pytest.raises(UnknownNameError, match="data set must be one that has templates, but got 'cifar10'"):
         templates_of({"caltech101": "photo"}, "cifar10")
-    with pytest.raises(UnknownNameError, match=r"but got ''\. Give templates for it under ''"):
+    with pytest.raises(ConfigError, match=r"for data without a set's name, but got \['caltech101'\]\. Without stream"):
         templates_of({"caltech101": "photo"})
+    (tmp_path / "other.txt").write_bytes("ein Foto für {}".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"in UTF-8 that can be read, but got '.*other\.txt'"):
+        templates_of(str(tmp_path / "other.txt"))
+
+
+def test_a_files_templates_are_written_out(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("one {}\ntwo {}\n", encoding="utf-8")
+    assert written_out(str(file)) == ["one {}", "two {}"]
+    assert written_out("cifar") == "cifar"
+    assert written_out(["a {}"]) == ["a {}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -311,3 +312,15 @@ def test_templates_are_chosen_by_data_set() -> None:
 def test_bad_templates_are_refused_with_the_other_settings() -> None:
     with pytest.raises(RecipeError, match="templates must be a known list or a text file, which 'foto' is not"):
         made(ClipZeroShot, {}, templates="foto")
+
+
+def test_a_template_file_is_read_once(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("a {}\n", encoding="utf-8")
+    texts = {"a cat": [1, 0], "a dog": [0, 1]}
+    method = made(ClipZeroShot, texts, templates={"": str(file)})
+    assert made(ClipZeroShot, texts, templates=str(file)).config.templates == ["a {}"]
+    file.unlink()
+    assert method.config.templates == {"": ["a {}"]}
+    assert ClipZeroShot.Config(**method.config.model_dump()) == method.config
+    torch.testing.assert_close(named(method, 0, {0: "cat", 1: "dog"}).texts_, torch.eye(2))

@@ -8,11 +8,10 @@ Source: Radford et al., "Learning Transferable Visual Models From Natural Langua
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Final
 
 from perdure.data.names import on_disk
-from perdure.errors import ConfigError, DataNotFoundError, UnknownNameError, did_you_mean
+from perdure.errors import ConfigError, DataNotFoundError, UnknownNameError, did_you_mean, told
 
 Templates = str | list[str]
 
@@ -74,22 +73,39 @@ def templates_of(asked: Templates | Mapping[str, Templates], dataset: str | None
     Raises:
         UnknownNameError: for an unknown name, or a data set without templates.
         DataNotFoundError: if there is no such file.
-        ConfigError: for a template without exactly one ``{}``, or no template at all.
+        ConfigError: for a template without exactly one ``{}``, no template at all, or a file that cannot be read.
     """
     if isinstance(asked, Mapping):
         name = dataset or ""
         if name not in asked and "" not in asked:
-            hint = did_you_mean(name, asked) if name else "Give templates for it under ''"
+            if not name:
+                hint = "Without stream.datasets, write templates: NAME, or put them under '' here"
+                raise ConfigError("templates", "templates by data set", "for data without a set's name", [*asked], hint)
+            hint = did_you_mean(name, asked)
             raise UnknownNameError("templates", "data set", "one that has templates", name, hint)
         return templates_of(asked[name] if name in asked else asked[""])
     found = tuple(asked) if not isinstance(asked, str) else TEMPLATES.get(asked) or _in_file(asked)
     for template in found:
         if template.count("{}") != 1:
             hint = "Write the place of the class's name once, as in 'a photo of a {}.'"
-            raise ConfigError("templates", "template", "with one {}", template, hint)
+            raise ConfigError("templates", "template", "a sentence with one {}", template, hint)
     if not found:
-        raise ConfigError("templates", "templates", "at least one", asked, "Write 'photo' for 'a photo of a {}.'")
+        hint = "Write 'photo' for 'a photo of a {}.'"
+        raise ConfigError("templates", "templates", "a list or file of at least one", asked, hint)
     return found
+
+
+def written_out(asked: Templates) -> Templates:
+    """The setting with a file's templates in its place: a file may be gone, or another, when the setting is read again.
+
+    Args:
+        asked: as for :func:`templates_of`, for one data set.
+
+    Raises:
+        UnknownNameError, DataNotFoundError, ConfigError: as for :func:`templates_of`.
+    """
+    found = templates_of(asked)
+    return [*found] if isinstance(asked, str) and asked not in TEMPLATES else asked
 
 
 def filled(template: str, name: str) -> str:
@@ -109,4 +125,9 @@ def _in_file(name: str) -> tuple[str, ...]:
         raise UnknownNameError("templates", "templates", "a known list or a text file", name, hint)
     if not file.is_file():
         raise DataNotFoundError("templates", "template file", "an existing file", name, "Check the path")
-    return tuple(line for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        hint = f"Save it as UTF-8 ({told(error)})"
+        raise ConfigError("templates", "template file", "a text file in UTF-8 that can be read", name, hint) from error
+    return tuple(line for line in lines if line.strip())

@@ -16,7 +16,7 @@ from perdure.backbone.class_names import require_told_apart
 from perdure.config import MethodConfig
 from perdure.data import LabelledImages, Task
 from perdure.data.stream import Candidate
-from perdure.data.templates import Templates, filled, templates_of
+from perdure.data.templates import Templates, filled, templates_of, written_out
 from perdure.errors import PerdureError
 from perdure.learned import learned
 from perdure.methods.base import C, FeatureMethod
@@ -91,11 +91,11 @@ class ClipConfig(MethodConfig):
     @classmethod
     def _templates_are_known(cls, given: Templates | dict[str, Templates]) -> Templates | dict[str, Templates]:
         try:
-            for each in given.values() if isinstance(given, Mapping) else [given]:
-                templates_of(each)
+            if isinstance(given, Mapping):
+                return {name: written_out(each) for name, each in given.items()}
+            return written_out(given)
         except PerdureError as error:
             raise ValueError(f"{error.must_be}, which {error.got!r} is not") from None
-        return given
 
 
 P = TypeVar("P", bound=ClipConfig)
