@@ -118,6 +118,11 @@ def test_weights_of_a_file(architecture: str, tmp_path: Path) -> None:
         text = model.encode_text(open_clip.get_tokenizer("ViT-B-32")(TEXTS))
     assert isinstance(backbone, TwoTowers)
     assert torch.equal(backbone.text_embeddings(TEXTS), text)
+    with pytest.raises(BackboneError, match=r"weights must be an existing checkpoint, but got '.*gone\.pt'"):
+        Backbone.load(f"open_clip/{architecture}", weights=tmp_path / "gone.pt", device="cpu")
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    with pytest.raises(BackboneError, match=r"must be a checkpoint of that architecture, but got '.*junk\.pt'"):
+        Backbone.load(f"open_clip/{architecture}", weights=tmp_path / "junk.pt", device="cpu")
 
 
 @pytest.mark.parametrize(

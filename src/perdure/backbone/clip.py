@@ -55,11 +55,13 @@ def load_open_clip(name: str, *, weights: Path | None = None, pretrained: bool =
     architecture, _, tag = name.partition("/")
     own = pretrained and weights is None
     given = str(weights) if weights is not None else tag if own else None
+    if weights is not None and not weights.is_file():
+        raise BackboneError("Backbone.load", "weights", "an existing checkpoint", str(weights), "Check the path")
     with _no_logging():
         _require_known(library, architecture, tag, own)
         if own:
             _require_its_activation(library, architecture, tag)
-    with fetching(f"open_clip/{name}", own, init_seed), _no_logging():
+    with fetching(f"open_clip/{name}", own, init_seed, weights), _no_logging():
         model = library.create_model(architecture, pretrained=given, precision="fp32", load_weights=given is not None)
         tokenizer = library.get_tokenizer(architecture)
     return from_open_clip(model, tokenizer, architecture)

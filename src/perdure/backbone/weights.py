@@ -33,22 +33,26 @@ def timm_model(name: str, pretrained: bool, init_seed: int) -> nn.Module:
 
 
 @contextlib.contextmanager
-def fetching(name: str, pretrained: bool, init_seed: int) -> Iterator[None]:
+def fetching(name: str, pretrained: bool, init_seed: int, file: Path | None = None) -> Iterator[None]:
     """Weights come from the hub, or from its cache if the hub is silent; random ones are drawn with a seed.
 
     Args:
         name: whose weights.
         pretrained: whether to fetch them.
         init_seed: of random weights.
+        file: where the weights are, if they are a file's.
 
     Raises:
-        BackboneError: if the weights cannot be had.
+        BackboneError: if the weights cannot be had, or do not fit.
     """
     silent = _why_the_hub_is_silent() if pretrained else None
     with _seeded(init_seed), _hub_cache_alone() if silent else contextlib.nullcontext():
         try:
             yield
         except Exception as error:  # hub, network and file errors of several libraries
+            if file is not None:
+                must_be, hint = "a checkpoint of that architecture", f"Check name and file ({told(error)})"
+                raise BackboneError("Backbone.load", f"weights of {name}", must_be, str(file), hint) from error
             reason = silent if silent and _not_in_the_cache(error) else told(error)
             hint = f"Connect to the hub, give weights=FILE, or pretrained=false ({reason})"
             raise BackboneError("Backbone.load", f"weights of {name}", "reachable", "none", hint) from error
