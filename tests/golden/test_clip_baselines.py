@@ -105,6 +105,8 @@ def test_03_a_mix_of_name_and_images() -> None:
     torch.testing.assert_close(scores(name_alone, features), scores(zero_shot, features), atol=1e-4, rtol=0)
     assert predicted(name_alone, features) == predicted(zero_shot, features)
     images_alone = taught(made(ClipPrototypes, texts, 3, text=0.0), (features, of))
+    assert (images_alone.uses_class_names, images_alone.open_vocabulary) == (False, False)
+    assert (name_alone.uses_class_names, name_alone.open_vocabulary) == (True, True)
     plain = SimpleCIL(StubBackbone(3), store=StubStore())  # type: ignore[arg-type]
     taught(plain, (features, of))
     torch.testing.assert_close(scores(images_alone, features) / 100, scores(plain, features), atol=1e-6, rtol=0)
@@ -324,3 +326,8 @@ def test_a_template_file_is_read_once(tmp_path: Path) -> None:
     assert method.config.templates == {"": ["a {}"]}
     assert ClipZeroShot.Config(**method.config.model_dump()) == method.config
     torch.testing.assert_close(named(method, 0, {0: "cat", 1: "dog"}).texts_, torch.eye(2))
+
+
+def test_words_of_nothing_but_spaces_are_none() -> None:
+    assert len(CoOp(clip(), words="  ", length=4).start) == 4
+    assert len(CoOp(clip(), words=" a photo of a ").start) == 4

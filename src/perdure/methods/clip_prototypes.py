@@ -7,7 +7,7 @@ Deviations:
 - The mix is ours: s_c = n(a w_c + (1 - a) n(p_c)), with a = 0.5 and without a search.
 - Peers' code takes the mean of raw embeddings, ``mean=raw``; ``mean=unit`` takes that of embeddings of length 1.
 - Sums add up in float64, so a class that comes again gets the mean of all its images.
-Relations: ``text=1`` is clip_zeroshot; ``text=0`` is SimpleCIL on the image tower, and uses no names.
+Relations: ``text=1`` is clip_zeroshot; ``text=0`` is SimpleCIL on the image tower: names decide nothing.
 Cost: F is a frozen forward pass. Any image: F once ever; a text once ever. State: 12 d + 8 bytes per class. No
     gradient.
 """
@@ -51,6 +51,11 @@ class ClipPrototypes(ClipMethod[ClipPrototypesConfig]):
     def uses_class_names(self) -> bool:
         """Whether names have a share."""
         return self.config.text > 0
+
+    @property
+    def open_vocabulary(self) -> bool:
+        """Where names have a share."""
+        return self.uses_class_names
 
     @property
     def prototypes(self) -> Float[Tensor, "classes d"]:

@@ -16,12 +16,12 @@ Cost: F is a frozen forward pass. Any image: F once ever. A step: one forward an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, StringConstraints
 from torch import Tensor, nn
 
 from perdure.backbone import normalised
@@ -44,7 +44,9 @@ class CoOpConfig(MethodConfig):
     """Settings of CoOp."""
 
     length: int = Field(16, ge=1, description="M, context vectors drawn from N(0, 0.02²)")
-    words: str = Field("", description="start from these words' vectors instead, e.g. 'a photo of a'")
+    words: Annotated[str, StringConstraints(strip_whitespace=True)] = Field(
+        "", description="start from these words' vectors instead, e.g. 'a photo of a'"
+    )
     train: Training = Field(TRAIN, description="of a task's contexts, on cached image embeddings")
 
 
@@ -64,7 +66,7 @@ class CoOp(NamedMethod[CoOpConfig]):
         learns={"train": {"epochs": 40, "lr": 0.1, "optimizer": "adam"}},
     )  # fmt: skip
 
-    contexts_: Tensor = learned("tasks, M, w", torch.float32, "V_t, each task's context vectors", merges="weights")
+    contexts_: Tensor = learned("tasks, M, w", torch.float32, "V_t, each task's context vectors")
 
     def sizes(self) -> Sizes:
         """M: context vectors; w: a token's width."""
