@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stubs import StubBackbone, StubStore, clusters, known, predicted, scores
 from torch import Tensor, nn
 
-from perdure import FeatureStore, load_stream
+from perdure import FeatureStore, load_stream, merge
 from perdure.backbone import TwoTowers, normalised
 from perdure.backbone.clip import tiny_clip
 from perdure.data import Task
 from perdure.data.stream import Candidate
-from perdure.errors import BackboneError, RecipeError, StreamError
+from perdure.errors import BackboneError, ConfigError, RecipeError, StreamError
 from perdure.methods.clip_cache import ClipCache
 from perdure.methods.clip_linear import ClipLinear
 from perdure.methods.clip_prototypes import ClipPrototypes
@@ -331,3 +332,12 @@ def test_a_template_file_is_read_once(tmp_path: Path) -> None:
 def test_words_of_nothing_but_spaces_are_none() -> None:
     assert len(CoOp(clip(), words="  ", length=4).start) == 4
     assert len(CoOp(clip(), words=" a photo of a ").start) == 4
+
+
+def test_two_cache_or_coop_methods_are_not_merged(store: FeatureStore) -> None:
+    task = load_stream("synthetic", tasks=1)[0]
+    half = Task(0, task.train.subset(np.arange(0, len(task.train), 2)), task.classes, class_names=task.class_names)
+    for kind, differ in ((ClipCache, "keys_"), (CoOp, r"texts_[^|]+contexts_")):
+        one, two = (coop(store) if kind is CoOp else ClipCache(clip(), store=store) for _ in range(2))
+        with pytest.raises(ConfigError, match=differ):
+            merge(one.fit_task(task), two.fit_task(half))
