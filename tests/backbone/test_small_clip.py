@@ -14,6 +14,8 @@ from timm.data import ImageNetInfo
 from timm.models.efficientnet import EfficientNet
 from timm.models.vision_transformer import VisionTransformer
 
+from perdure import Backbone
+from perdure.backbone import TwoTowers
 from perdure.backbone.convex import ConvexCombination
 from perdure.backbone.default import checksum, load_default, read_weights
 from perdure.backbone.lite0 import load_lite0, load_whole_lite0
@@ -132,3 +134,16 @@ def test_damaged_files_are_refused(load: Callable[[Path], ImageSide], tmp_path: 
     save_file(fewer, file, metadata={"sha256": checksum(fewer)})
     with pytest.raises(BackboneError, match=r"must be the two CLIPs' \d+, but got '1 that are not, as anchors'"):
         load(file)
+
+
+@pytest.mark.parametrize(("name", "width", "walks"), [("clip_lite0", 1280, False), ("clip_default", 192, True)])
+def test_both_are_backbones_by_name(name: str, width: int, walks: bool) -> None:
+    backbone = Backbone.load(name, device="cpu")
+    assert isinstance(backbone, TwoTowers)
+    assert (backbone.dim, backbone.width, backbone.has_stem) == (384, width, walks)
+    images = torch.randint(0, 256, (3, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    embeddings = backbone.image_embeddings(images)
+    assert torch.equal(backbone.image_embeddings(images[:1]), embeddings[:1])
+    texts = backbone.text_embeddings(["a photo of a cat.", "a photo of a truck."])
+    assert backbone.logits(embeddings, texts).shape == (3, 2)
+    assert 10 < backbone.logit_scale < 20

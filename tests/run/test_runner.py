@@ -31,7 +31,6 @@ from perdure.run.selection import SELECTION_FILE
 from perdure.train.runtime import peak_rss_bytes
 
 SMALL = ["backbone.name=test_vit", "backbone.pretrained=false", "backbone.device=cpu"]
-CLIP = ["backbone.name=clip_default", "backbone.device=cpu"]
 
 
 def small_settings(method: str) -> list[str]:
@@ -43,8 +42,7 @@ def small_settings(method: str) -> list[str]:
 
 
 def recipe(method: str = "simplecil", *more: str) -> Any:
-    model = CLIP if methods.get(method).tags.backbone == "towers" else SMALL
-    base = ["stream.data=synthetic", "stream.tasks=3", *model, f"method.name={method}"]
+    base = ["stream.data=synthetic", "stream.tasks=3", *SMALL, f"method.name={method}"]
     return load_recipe(None, [*base, *small_settings(method), *more])
 
 
