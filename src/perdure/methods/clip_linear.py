@@ -6,7 +6,7 @@ Use when: features are good and images are many; the line for every method that 
 Deviations:
 - Features have length 1, as CLIP compares them.
 - The strength (lambda, or C) is chosen on images held out from the task itself: never on test images.
-- ``head=logistic`` learns the classes of one task against each other: scores of two tasks are not comparable.
+- ``head=logistic`` learns classes of one task against each other: two tasks' scores do not compare, one class has none.
 Relations: RanPAC adds random features; joint trains a logistic probe on all images seen. It uses no class names.
 Cost: F is a frozen forward pass. Any image: F once ever; a task d² operations per image and d³ per lambda. State: 4 d²
     + 8 d bytes per class; logistic 4 d per class.
