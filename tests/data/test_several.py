@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,9 @@ def test_ids_are_numbered_on_whatever_a_set_numbers(monkeypatch: pytest.MonkeyPa
 
 def test_short_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(fill(tmp_path / "farm", cow=1))
-    assert [short_name(each) for each in ("cifar10", tmp_path / "farm", f"{tmp_path}/farm/", ".", "cow/..")] == [
-        *("cifar10", "farm", "farm", "farm", "farm")
-    ]
+    assert [
+        short_name(each) for each in ("cifar10", tmp_path / "farm", str(tmp_path / "farm") + os.sep, ".", "cow/..")
+    ] == [*("cifar10", "farm", "farm", "farm", "farm")]
     assert short_name("no/such/cafe\u0301") == "caf\xe9"
 
     @datasets.register("tests-flowers", "tests-blossoms")

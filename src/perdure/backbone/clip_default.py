@@ -6,10 +6,8 @@ Use when: a method on a CLIP wants a Vision Transformer, offline.
 
 from __future__ import annotations
 
-from perdure.backbone.minilm import MiniLM
 from perdure.backbone.registered import Stock, backbones
-from perdure.backbone.small_clip import load_clip_default
-from perdure.backbone.two_towers import TwoTowers
+from perdure.backbone.small_clip import load_clip_default, with_minilm
 
 
 @backbones.register("clip_default")
@@ -19,7 +17,4 @@ def clip_default() -> Stock:
     Raises:
         BackboneError: if the extra ``clip`` is not installed, or a file is damaged.
     """
-    text = MiniLM()
-    model, preprocess, projection, scale = load_clip_default()
-    model.head = projection
-    return Stock(model, preprocess, TwoTowers, {"text": text, "logit_scale": scale})
+    return with_minilm(load_clip_default, "head")

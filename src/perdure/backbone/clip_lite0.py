@@ -6,10 +6,8 @@ Use when: class names are to be tried offline. It is no Vision Transformer: for 
 
 from __future__ import annotations
 
-from perdure.backbone.minilm import MiniLM
 from perdure.backbone.registered import Stock, backbones
-from perdure.backbone.small_clip import load_clip_lite0
-from perdure.backbone.two_towers import TwoTowers
+from perdure.backbone.small_clip import load_clip_lite0, with_minilm
 
 
 @backbones.register("clip_lite0")
@@ -19,7 +17,4 @@ def clip_lite0() -> Stock:
     Raises:
         BackboneError: if the extra ``clip`` is not installed, or a file is damaged.
     """
-    text = MiniLM()
-    model, preprocess, projection, scale = load_clip_lite0()
-    model.classifier = projection
-    return Stock(model, preprocess, TwoTowers, {"text": text, "logit_scale": scale})
+    return with_minilm(load_clip_lite0, "classifier")

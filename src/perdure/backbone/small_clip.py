@@ -7,6 +7,7 @@ Use when: methods that need class names are to be tried and compared, offline. d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from perdure.backbone.convex import ConvexCombination
 from perdure.backbone.default import load_default, read_weights
 from perdure.backbone.lite0 import PREPROCESS, load_whole_lite0
+from perdure.backbone.minilm import MiniLM
+from perdure.backbone.registered import Stock
+from perdure.backbone.two_towers import TwoTowers
 from perdure.data.preprocess import Preprocess
 from perdure.errors import BackboneError
 
@@ -57,6 +61,22 @@ def load_clip_default(weights: Path = SMALL_CLIP) -> ImageSide:
     classifier.load_state_dict({k: tensors[f"default.{k}"] for k in ("weight", "bias")}, assign=True)
     projection = ConvexCombination(classifier, tensors["anchors"], TEMPERATURES["default"])
     return model, preprocess, projection, float(tensors["default.logit_scale"])
+
+
+def with_minilm(load: Callable[[], ImageSide], classifier: str) -> Stock:
+    """An image side beside MiniLM.
+
+    Args:
+        load: of the two above.
+        classifier: the attribute of its model that the projection takes the place of.
+
+    Raises:
+        BackboneError: if the extra ``clip`` is not installed, or a file is damaged.
+    """
+    text = MiniLM()
+    model, preprocess, projection, scale = load()
+    setattr(model, classifier, projection)
+    return Stock(model, preprocess, TwoTowers, {"text": text, "logit_scale": scale})
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

@@ -60,8 +60,8 @@ class NamedMethod(FeatureMethod[C]):
         """Refuses a class whose name makes too long a text."""
 
     @abc.abstractmethod
-    def _embedded(self, candidate: Candidate) -> Float[Tensor, "1 d"]:
-        """The text embedding of a class that was never taught."""
+    def _embedded(self, candidates: Sequence[Candidate]) -> Float[Tensor, "n d"]:
+        """The text embeddings of classes that were never taught; at least one."""
 
     def _scores_by_text(self, features: Float[Tensor, "b d"], texts: Float[Tensor, "n d"]) -> Float[Tensor, "b n"]:
         """Scaled cosines with text embeddings, of classes that need not be taught."""
@@ -73,7 +73,7 @@ class NamedMethod(FeatureMethod[C]):
         column = {name: i for i, name in enumerate(self.names_)}
         new = [c for c in candidates if c.name not in column]
         column |= {c.name: len(self.names_) + i for i, c in enumerate(new)}
-        texts, order = torch.cat([self.texts_[:0], *map(self._embedded, new)]), [column[c.name] for c in candidates]
+        texts, order = self._embedded(new) if new else self.texts_[:0], [column[c.name] for c in candidates]
         for features in self.store.features(self.embedder, data, label="test features").batches():
             with torch.no_grad():
                 both = self._scores_from_features(features), self._scores_by_text(features, texts)
@@ -138,5 +138,9 @@ class ClipMethod(NamedMethod[P]):
     def _require_readable(self, candidate: Candidate) -> None:
         self.backbone.text.tokens(self.sentences(candidate.text, candidate.dataset))
 
-    def _embedded(self, candidate: Candidate) -> Float[Tensor, "1 d"]:
-        return self.class_texts([candidate.text], candidate.dataset)
+    def _embedded(self, candidates: Sequence[Candidate]) -> Float[Tensor, "n d"]:
+        found = self.texts_.new_empty(len(candidates), self.backbone.dim)
+        for dataset in {c.dataset for c in candidates}:
+            at = [i for i, c in enumerate(candidates) if c.dataset == dataset]
+            found[at] = self.class_texts([candidates[i].text for i in at], dataset)
+        return found

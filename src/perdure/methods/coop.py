@@ -113,10 +113,11 @@ class CoOp(NamedMethod[CoOpConfig]):
     def _require_readable(self, candidate: Candidate) -> None:
         NamedContexts(self.backbone.text, [candidate.text], len(self.start))
 
-    def _embedded(self, candidate: Candidate) -> Float[Tensor, "1 d"]:
-        """With the contexts of the newest task."""
+    def _embedded(self, candidates: Sequence[Candidate]) -> Float[Tensor, "n d"]:
+        """With the contexts of the newest task; one by one, so that none depends on the others."""
+        context = self.contexts_[-1].to(self.backbone.device)
         with torch.no_grad():
-            return self.embeddings([candidate.text], self.contexts_[-1].to(self.backbone.device)).cpu()
+            return torch.cat([self.embeddings([c.text], context) for c in candidates]).cpu()
 
     def _scores_from_features(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
         return self._scores_by_text(features, self.texts_)
