@@ -80,7 +80,7 @@ class Plain(PromptMethod[PlainConfig]):
 
     def _test_logits(self, embedded: Tensor, queries: Tensor) -> Tensor:
         self.tested.append(queries)
-        shift = queries.mean(0) if self.depends_on_test_batch else 0
+        shift = queries.mean(0) if self.promises.depends_on_test_batch else 0
         return linear_scores(self._prompted(embedded) + shift, self.head_)
 
     def _prompted(self, embedded: Tensor) -> Tensor:

@@ -106,8 +106,8 @@ def test_03_a_mix_of_name_and_images() -> None:
     torch.testing.assert_close(scores(name_alone, features), scores(zero_shot, features), atol=1e-4, rtol=0)
     assert predicted(name_alone, features) == predicted(zero_shot, features)
     images_alone = taught(made(ClipPrototypes, texts, 3, text=0.0), (features, of))
-    assert (images_alone.uses_class_names, images_alone.open_vocabulary) == (False, False)
-    assert (name_alone.uses_class_names, name_alone.open_vocabulary) == (True, True)
+    assert (images_alone.promises.class_names, images_alone.promises.open_vocabulary) == (False, False)
+    assert (name_alone.promises.class_names, name_alone.promises.open_vocabulary) == (True, True)
     plain = SimpleCIL(StubBackbone(3), store=StubStore())  # type: ignore[arg-type]
     taught(plain, (features, of))
     torch.testing.assert_close(scores(images_alone, features) / 100, scores(plain, features), atol=1e-6, rtol=0)

@@ -384,14 +384,14 @@ def test_the_defaults_are_the_published_ones(trained: dict[str, Any]) -> None:
     assert (c.train.batch_size, c.n_prompts, c.embedding_dim, c.mixer_init) == (128, 10, 16, "zeros")
     assert (c.keys.name, c.keys.pull, c.keys.pull_over) == ("sgd", 0.1, "mean")
     assert (c.train.augment.min_scale, c.train.augment.flip, c.vote, c.mask_by_task) == (1.0, False, None, False)
-    assert not method.depends_on_test_batch
+    assert not method.promises.depends_on_test_batch
     assert c.head_init == "normal_0.02"  # not published: a growing head does not know the number of all classes
 
 
 @pytest.mark.parametrize("preset", ["official", "official_inr", "mammoth"])
 def test_the_official_presets_vote_and_say_that_they_depend_on_the_batch(preset: str) -> None:
     """Of mammoth's data sets only one votes, so its preset does not."""
-    assert DAP(tiny(), DAPConfig(preset=preset)).depends_on_test_batch == (preset != "mammoth")
+    assert DAP(tiny(), DAPConfig(preset=preset)).promises.depends_on_test_batch == (preset != "mammoth")
 
 
 def test_the_stored_order_is_for_mixed_images() -> None:

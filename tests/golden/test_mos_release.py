@@ -95,7 +95,7 @@ def test_tests_move_stored_adapters_towards_the_mean_of_their_predecessors(
 
 def test_predictions_depend_on_what_was_tested_before(backbone: Backbone, store: FeatureStore) -> None:
     m = fitted(release(backbone, store, adapter={"train": {"lr": 0.5}}))
-    assert m.depends_on_test_batch
+    assert m.promises.depends_on_test_batch
     whole, images = stream(), pixels(m, stream().test(2))
     first = m.scores(images)
     for _ in range(3):

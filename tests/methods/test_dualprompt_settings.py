@@ -168,7 +168,7 @@ def test_clipping_couples_the_keys_with_the_rest(stream: Stream) -> None:
 def test_what_depends_on_the_test_batch_says_so(stream: Stream, vote: Any, kv_layout: Any, depends: bool) -> None:
     config = {"vote": vote, "kv_layout": kv_layout, "copy_prev": False, "keys": "mean"}
     method = made(**config).fit_task(stream[0]).fit_task(stream[1])
-    assert method.depends_on_test_batch == depends
+    assert method.promises.depends_on_test_batch == depends
     images = torch.cat([pixels(method, stream.test(t)) for t in (0, 1)])
     ways = [
         method.scores(images),

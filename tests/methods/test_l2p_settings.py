@@ -35,7 +35,7 @@ def stream() -> Stream:
 
 @pytest.mark.parametrize("preset", ["default", *L2PConfig.presets])
 def test_every_preset_votes_and_says_so(preset: str) -> None:
-    assert L2P(tiny(), L2PConfig(preset=preset)).depends_on_test_batch == (preset != "default")
+    assert L2P(tiny(), L2PConfig(preset=preset)).promises.depends_on_test_batch == (preset != "default")
 
 
 def test_presets_give_way_to_what_is_said() -> None:

@@ -35,7 +35,7 @@ def test_taught_classes_are_columns_in_the_order_asked_for(fitted: SimpleCIL) ->
     names = fitted.names_
     among = torch.cat(list(fitted.scores_among(tests, of(names[3], names[0], names[3]))))
     assert torch.equal(among, scores[:, [3, 0, 3]])
-    assert (not fitted.open_vocabulary, not fitted.uses_class_names) == (True, True)
+    assert (not fitted.promises.open_vocabulary, not fitted.promises.class_names) == (True, True)
     assert [part.shape for part in fitted.scores_among(tests, [])] == [(len(tests), 0)]
 
 
@@ -70,5 +70,5 @@ def test_an_open_vocabulary_takes_any_class(backbone: Backbone, store: FeatureSt
     np.testing.assert_allclose(scores[:, 0], 1, rtol=1e-6)
     assert float(scores[0, 1]) == pytest.approx(float(direction("never taught") @ direction(method.names_[0])))
     assert method.asked == [tuple(asked)]
-    assert method.open_vocabulary
-    assert method.uses_class_names
+    assert method.promises.open_vocabulary
+    assert method.promises.class_names

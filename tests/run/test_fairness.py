@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def test_class_names_are_read_by_a_second_tower(backbone: Backbone, store: Featu
     method = Reader(backbone, store=store)
     wanted = {**NOTHING, "class_names": True, "extra_data": "a planted table", "towers": 2}
     assert fairness_of(method, 0).model_dump() == wanted
-    monkeypatch.setattr(Reader, "uses_class_names", False)  # with other settings
+    other = dc.replace(Reader.tags, class_names=False, open_vocabulary=False)
+    monkeypatch.setattr(Reader, "promises", other)  # with other settings
     assert fairness_of(method, 0).model_dump() == {**wanted, "class_names": False, "towers": 1}
 
 

@@ -137,7 +137,7 @@ def test_scores_come_back_in_the_order_of_the_images(order: str, vit: Backbone, 
 
 def test_without_votes_images_come_as_stored_as_many_as_fit(vit: Backbone, stream: Stream) -> None:
     method = plain(vit).fit_task(stream[0])
-    assert not method.depends_on_test_batch
+    assert not method.promises.depends_on_test_batch
     assert orders(vit, mixed(stream), method) == [list(range(8))]
 
 

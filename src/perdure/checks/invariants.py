@@ -39,11 +39,11 @@ def check_batch_does_not_matter(s: Subject) -> None:
         scores = ask()
         gap = float((scores - whole).abs().max())
         if gap > TOLERANCE or not torch.equal(scores.argmax(1), whole.argmax(1)):
-            if m.depends_on_test_batch:
+            if m.promises.depends_on_test_batch:
                 return
             hint = "Use no statistic of the test batch, or set tags.depends_on_test_batch"
             raise s.fail("scores", f"the same {way}", f"scores up to {gap:g} apart", hint)
-    if m.depends_on_test_batch:
+    if m.promises.depends_on_test_batch:
         must_be = "false: an image scores the same in every batch"
         raise s.fail("depends_on_test_batch", must_be, True, "Correct the tag, or the property")
 

@@ -61,7 +61,7 @@ def check_refused_state_changes_nothing(s: Subject) -> None:
         if not equal(before, m.state_dict()):
             got = f"changed by a state that it refused ({what})"
             raise s.fail("load_state_dict", "as before after a refused state", got, "Check all of it before any of it")
-    if not m.depends_on_test_batch and not torch.equal(scores, m.scores(course.images)):
+    if not m.promises.depends_on_test_batch and not torch.equal(scores, m.scores(course.images)):
         hint = "Something outside the state was lost: make _snapshot hold it"
         raise s.fail("scores", "as before after a refused state", "other scores", hint)
 

@@ -109,7 +109,7 @@ def check_candidates_are_known_by_their_names(s: Subject) -> None:
     course = attended(s)
     m, images = course.method, course.stream.test(0).subset(np.arange(2))
     taught, others = [Candidate(name, name) for name in m.names_], _planted("one name")
-    if not m.open_vocabulary:
+    if not m.promises.open_vocabulary:
         try:
             next(m.scores_among(images, others))
         except UnknownNameError:
@@ -128,7 +128,7 @@ def check_candidates_are_known_by_their_names(s: Subject) -> None:
     if not torch.allclose(there, back.flip(1), rtol=1e-4, atol=1e-5):
         hint = "Find a candidate by its name, whatever its place"
         raise s.fail("scores_among", "the same for a candidate at any place", "other scores", hint)
-    if m.open_vocabulary:
+    if m.promises.open_vocabulary:
         one, another = (_taught_after(s, course.stream, name) for name in ("one name", "another"))
         if not equal(*(frozen_state(each) for each in (one, another))):
             hint = "Keep nothing of the candidates: they come at test time alone"

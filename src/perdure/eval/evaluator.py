@@ -79,7 +79,7 @@ def evaluate(method: Method, stream: Stream, *, upto: int | None = None, without
         confidence=np.concatenate([np.empty(0, np.float32), *(c.numpy() for _, _, c in parts)]),
         members={name: torch.cat(best).numpy() for name, best in members.items()},
         told=torch.cat(told).numpy() if of_set else None,
-        untaught=_untaught(method, stream, mine, without_taught) if method.open_vocabulary else None,
+        untaught=_untaught(method, stream, mine, without_taught) if method.promises.open_vocabulary else None,
     )
 
 

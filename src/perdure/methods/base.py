@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses as dc
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -68,9 +69,9 @@ class PromptMethod(Method[C]):
     tests: PromptTests
 
     @property
-    def depends_on_test_batch(self) -> bool:
-        """Whether, with these settings, test images pass together."""
-        return self.tests.together is not None
+    def promises(self) -> Tags:
+        """As every method's; an image's scores depend on the test batch where images choose together."""
+        return dc.replace(self.tags, depends_on_test_batch=self.tests.together is not None)
 
     def _train(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from perdure.config import MethodConfig
 from perdure.data import LabelledImages, Task
 from perdure.data.stream import Candidate
 from perdure.data.templates import Templates, filled, templates_of, written_out
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, StreamError
 from perdure.learned import learned
 from perdure.methods.base import C, FeatureMethod
 from perdure.modules.heads import cosine_scores, float64
@@ -47,6 +47,15 @@ class NamedMethod(FeatureMethod[C]):
         for candidate in classes:
             self._require_readable(candidate)
 
+    def _meet(self, task: Task) -> None:
+        before = self.displays_
+        super()._meet(task)
+        for name, known, text in zip(self.names_, before, self.displays_, strict=False):
+            if text != known:
+                hint = "What was learned of the class goes with that text: leave the alias out, or name another class"
+                where = f"{type(self).__name__}.fit_task"
+                raise StreamError(where, f"text of class {name!r}", f"{known!r}, as it was taught", text, hint)
+
     def _learn(self, task: Task, rng: torch.Generator) -> None:
         self._learn_names(task)
         super()._learn(task, rng)
@@ -67,17 +76,32 @@ class NamedMethod(FeatureMethod[C]):
         """Scaled cosines with text embeddings, of classes that need not be taught."""
         return self.backbone.logit_scale * cosine_scores(features, texts)
 
+    def texts_among(self, candidates: Sequence[Candidate]) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
+        """The candidates' text embeddings, and their score columns; -1 for those that were not taught.
+
+        Args:
+            candidates: classes by their names.
+        """
+        column = {name: i for i, name in enumerate(self.names_)}
+        columns = torch.tensor([column.get(c.name, -1) for c in candidates], dtype=torch.long)
+        new = [c for c in candidates if c.name not in column]
+        texts = torch.empty(len(candidates), self.texts_.shape[1])
+        texts[columns >= 0] = self.texts_[columns[columns >= 0]]
+        if new:
+            texts[columns < 0] = self._embedded(new)
+        return texts, columns
+
     def _scores_among(
         self, data: LabelledImages, candidates: Sequence[Candidate]
     ) -> Iterator[Float[Tensor, "b candidates"]]:
-        column = {name: i for i, name in enumerate(self.names_)}
-        new = [c for c in candidates if c.name not in column]
-        column |= {c.name: len(self.names_) + i for i, c in enumerate(new)}
-        texts, order = self._embedded(new) if new else self.texts_[:0], [column[c.name] for c in candidates]
+        texts, columns = self.texts_among(candidates)
+        taught, new = columns >= 0, columns < 0
         for features in self.store.features(self.embedder, data, label="test features").batches():
             with torch.no_grad():
-                both = self._scores_from_features(features), self._scores_by_text(features, texts)
-                yield torch.cat(both, dim=1)[:, order]
+                scores = torch.empty(len(features), len(candidates))
+                scores[:, taught] = self._scores_from_features(features)[:, columns[taught]]
+                scores[:, new] = self._scores_by_text(features, texts[new])
+                yield scores
 
 
 class ClipConfig(MethodConfig):

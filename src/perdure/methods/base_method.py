@@ -91,19 +91,9 @@ class Method(Taught, abc.ABC, Generic[C]):
         """
 
     @property
-    def depends_on_test_batch(self) -> bool:
-        """Whether, with these settings, an image's scores depend on the images tested with it."""
-        return self.tags.depends_on_test_batch
-
-    @property
-    def uses_class_names(self) -> bool:
-        """Whether, with these settings, class names are used."""
-        return self.tags.class_names
-
-    @property
-    def open_vocabulary(self) -> bool:
-        """Whether, with these settings, classes are scored by their names, taught or not."""
-        return self.tags.open_vocabulary
+    def promises(self) -> Tags:
+        """Its tags, with these settings."""
+        return self.tags
 
     def require_names(self, classes: Sequence[Candidate]) -> None:
         """Refuses classes whose names the method cannot read or tell apart, before anything is learned.
@@ -167,10 +157,10 @@ class Method(Taught, abc.ABC, Generic[C]):
 
         Raises:
             NotFittedError, StreamError: as :meth:`scores_of`.
-            UnknownNameError: naming the first candidate that was not taught, unless ``open_vocabulary``.
+            UnknownNameError: naming the first candidate that was not taught, unless it promises an ``open_vocabulary``.
         """
         self._require_ready("scores_among", data)
-        if not self.open_vocabulary:
+        if not self.promises.open_vocabulary:
             self._require_taught([c.name for c in candidates], f"{type(self).__name__}.scores_among")
         yield from self._scores_among(data, candidates)
 

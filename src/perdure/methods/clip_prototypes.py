@@ -14,6 +14,7 @@ Cost: F is a frozen forward pass. Any image: F once ever; a text once ever. Stat
 
 from __future__ import annotations
 
+import dataclasses as dc
 from typing import ClassVar, Literal
 
 import torch
@@ -48,14 +49,10 @@ class ClipPrototypes(ClipMethod[ClipPrototypesConfig]):
     sums_: Tensor = learned("classes, d", torch.float64, "sums of embeddings", merges="added")
 
     @property
-    def uses_class_names(self) -> bool:
-        """Whether names have a share."""
-        return self.config.text > 0
-
-    @property
-    def open_vocabulary(self) -> bool:
-        """Where names have a share."""
-        return self.uses_class_names
+    def promises(self) -> Tags:
+        """Names are used, and may be new, where they have a share."""
+        used = self.config.text > 0
+        return dc.replace(self.tags, class_names=used, open_vocabulary=used)
 
     @property
     def prototypes(self) -> Float[Tensor, "classes d"]:

@@ -13,12 +13,13 @@ def fairness_of(method: Method, exemplars: int) -> Fairness:
         method: at the end of its run.
         exemplars: the images that it keeps.
     """
+    tags = method.promises
     return Fairness(
-        class_names=method.uses_class_names,
+        class_names=tags.class_names,
         exemplars=exemplars,
-        features_kept=method.tags.keeps_data and not exemplars,
-        extra_data=method.tags.extra_data or None,
-        towers=2 if method.uses_class_names else 1,
+        features_kept=tags.keeps_data and not exemplars,
+        extra_data=tags.extra_data or None,
+        towers=2 if tags.class_names else 1,
     )
 
 

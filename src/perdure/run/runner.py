@@ -212,7 +212,7 @@ class Runner:
             "versions": versions(),
             "fingerprints": fingerprints,
             "machine": machine(method.backbone),
-            "depends_on_test_batch": method.depends_on_test_batch,
+            "depends_on_test_batch": method.promises.depends_on_test_batch,
             "quarantined": list(stream.quarantined),
             "started": self._started(),
             "finished": now(),
