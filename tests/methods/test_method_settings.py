@@ -50,6 +50,7 @@ BOUNDS: dict[str, Bounds] = {  # by the last part of a setting's path, or by all
     "shrink_diagonal": NOT_NEGATIVE, "shrink_off_diagonal": SHARE, "sim_temperature": POSITIVE, "slow": SHARE,
     "tasks": ([0, 101], [1, 100]), "tau": NOT_NEGATIVE, "top_k": COUNT, "validation_fraction": SHARE_BETWEEN,
     "value": POSITIVE, "vote": COUNT, "warmup": FROM_0, "weight": SHARE, "weight_decay": NOT_NEGATIVE,
+    "rail.beta": SHARE, "rail.ridge": POSITIVE, "gamma": POSITIVE, "scale": POSITIVE,
     "esn.beta": POSITIVE, "esn.weight": NOT_NEGATIVE,
     "candidates": ([[], [0.0]], [[1e-12], [1.0, 0.5]]), "depth": NOT_NEGATIVE, "heads": COUNT,
     "margin": NOT_NEGATIVE, "n_images": COUNT, "n_per_class": COUNT, "per_step": COUNT, "per_class": COUNT,
@@ -60,7 +61,7 @@ MIN_SCALE = {
     "agem": [1.0], "aper": [0.05], "cofima": [0.5], "coma": [0.5], "coda_prompt": [0.08], "dap": [1.0],
     "dualprompt": [0.5], "ease": [0.05], "er": [1.0], "esn": [0.08], "fecam": [], "finetune": [0.5], "gem": [1.0],
     "joint": [], "joint_finetune": [0.5], "l2p": [0.5], "lae": [0.08], "mos": [0.05], "mos_release": [0.05],
-    **{name: [] for name in ("clip_cache", "clip_linear", "clip_prototypes", "clip_zeroshot", "coop")},
+    **{name: [] for name in ("clip_cache", "clip_linear", "clip_prototypes", "clip_zeroshot", "coop", "rail")},
     "ranpac": [], "simplecil": [], "slca": [0.5], "vpt": [0.5],
 }  # fmt: skip
 
@@ -188,7 +189,7 @@ def test_what_each_method_says_of_itself() -> None:
         for tag in ("split_invariant", "trains_backbone", "adapts", "prompted", "keeps_data", "depends_on_test_batch")
     }
     assert said == {
-        "split_invariant": {"simplecil", "fecam", "clip_prototypes", "clip_zeroshot"},
+        "split_invariant": {"simplecil", "fecam", "clip_prototypes", "clip_zeroshot", "rail"},
         "trains_backbone": {"cofima", "coma", "finetune", "joint_finetune", "slca"},
         "adapts": {"aper", "ease", "lae", "mos", "mos_release"},
         "prompted": {"coda_prompt", "dap", "dualprompt", "esn", "l2p", "vpt"},
@@ -198,7 +199,7 @@ def test_what_each_method_says_of_itself() -> None:
     assert {name: kind for name in methods.names() if (kind := methods.get(name).tags.backbone) != "any"} == {
         **dict.fromkeys(("coda_prompt", "dap", "dualprompt", "esn", "l2p", "vpt"), "vit"),
         **dict.fromkeys(("ease", "mos", "mos_release"), "transformer"),
-        **dict.fromkeys(("clip_cache", "clip_prototypes", "clip_zeroshot", "coop"), "towers"),
+        **dict.fromkeys(("clip_cache", "clip_prototypes", "clip_zeroshot", "coop", "rail"), "towers"),
     }
 
 

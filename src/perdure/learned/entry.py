@@ -135,7 +135,7 @@ class Entry(Declaration):
             raise CheckpointError(WHERE, name, self._wanted(sizes), told(value), HINT)
         sizes.update({dim: n for dim, n in zip(self.shape, shape, strict=True) if extent(dim, sizes) is None})
         if self.tells:
-            sizes[self.tells] = value
+            sizes[self.tells] = int(value)
         for must_be, got in self._odd(value, sizes):
             raise CheckpointError(WHERE, name, must_be, got, HINT)
 

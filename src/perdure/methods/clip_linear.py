@@ -30,6 +30,7 @@ from perdure.backbone import normalised
 from perdure.config import MethodConfig
 from perdure.learned import Derived, Sizes, learned
 from perdure.memory import Features
+from perdure.memory.unit_rows import UnitRows
 from perdure.methods.base import FeatureMethod, Tags, methods
 from perdure.modules.heads import float64
 from perdure.modules.random_features import RandomFeatures
@@ -75,7 +76,7 @@ class ClipLinear(FeatureMethod[ClipLinearConfig]):
         return self.backbone.dim * len(self.classes_) + self.bias_.numel()
 
     def _learn_features(self, features: Features, columns: Int[Tensor, " n"], rng: torch.Generator) -> None:
-        rows, width = _OfLength1(features), len(self.classes_)
+        rows, width = UnitRows(features), len(self.classes_)
         fit, val = held_out(len(columns), self.config.validation_fraction, rng)
         before = self.strengths_[-1] if self.strengths_ else self.config.first
         if self.config.head == "ridge":
@@ -126,16 +127,6 @@ class ClipLinear(FeatureMethod[ClipLinearConfig]):
         if self.config.head == "ridge":
             return (f @ self.weight.to(f)).float().cpu()
         return F.linear(f, self.weight_.double(), self.bias_.double()).float()
-
-
-class _OfLength1:
-    """Features of length 1, by position."""
-
-    def __init__(self, features: Features) -> None:
-        self._features = features
-
-    def __getitem__(self, positions: np.ndarray, /) -> Float[Tensor, "n d"]:
-        return normalised(self._features[positions])
 
 
 def _probe(x: np.ndarray, y: np.ndarray, c: float) -> LogisticRegression:
