@@ -23,6 +23,7 @@ from perdure.eval import (
     last_over_sets,
     set_matrix,
     transfer_over_sets,
+    untold_matrix,
     zero_shot_accuracy,
     zero_shot_transfer,
 )
@@ -111,7 +112,9 @@ def test_untaught_classes_are_asked_for_within_their_set(reader: Reader, sets: l
     for task in stream:
         reader.fit_task(task)
         after.append(evaluate(reader, stream, upto=task.index))
-        asked.append([[c.name for c in each] for each in reader.asked])
+        everything = [each for each in reader.asked if len(each) == 5]
+        assert len(everything) == 3, "for each task's test images, all five"
+        asked.append([[c.name for c in each] for each in reader.asked if len(each) < 5])
         reader.asked.clear()
     assert asked == [[["zoo/yak"], ["farm/cow", "farm/emu"]], [["farm/cow", "farm/emu"]], []]
     assert [p.untaught is None for p in after] == [False, False, True]
@@ -123,6 +126,22 @@ def test_untaught_classes_are_asked_for_within_their_set(reader: Reader, sets: l
     assert [zero_shot_accuracy(p) for p in after[:2]] == [4 / 6, 2 / 4]
     assert zero_shot_transfer(after) == pytest.approx((4 / 6 + 2 / 4) / 2)
     assert set_matrix(after, ["zoo", "zoo", "farm"]).tolist() == [[1, 0.5], [1, 0.5]]
+    assert untold_matrix(after, ["zoo", "zoo", "farm"]).tolist() == [[1, 0.5], [1, 0.5]]
+    every = after[0].among_all
+    assert every is not None
+    assert every.task.tolist() == [0] * 4 + [1] * 2 + [2] * 4
+    assert every.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert every.best.tolist() == [0, 0, 1, 1, 2, 2, 4, 4, 4, 4]
+
+
+def test_untaught_names_may_take_images_where_no_set_is_told(reader: Reader, sets: list[Path]) -> None:
+    stream = load_stream(datasets=sets, order_seed=None)
+    truth(stream, zoo_emu="farm/emu", farm_cow="zoo/ant")
+    after = [evaluate(reader.fit_task(task), stream, upto=task.index) for task in stream]
+    assert untold_matrix(after, ["zoo", "farm"]).tolist() == [pytest.approx([2 / 3, 0.5])] * 2
+    closed = [dc.replace(p, among_all=None) for p in after]
+    np.testing.assert_allclose(untold_matrix(closed, ["zoo", "farm"])[0], [after[0].correct.mean(), NAN])
+    np.testing.assert_allclose(untold_matrix(closed, ["zoo", "farm"])[1], [2 / 3, 0.5])
 
 
 def test_candidates_say_what_they_are_called_and_of_which_set(reader: Reader, sets: list[Path]) -> None:
@@ -130,7 +149,9 @@ def test_candidates_say_what_they_are_called_and_of_which_set(reader: Reader, se
     (sets[1] / "test" / "cow").rename(sets[1] / "test" / "red_cow")
     stream = load_stream(datasets=sets, order_seed=None)
     evaluate(reader.fit_task(stream[0]), stream, upto=0)
-    assert reader.asked == [(Candidate("farm/emu", "emu", "farm"), Candidate("farm/red_cow", "red cow", "farm"))]
+    farm = (Candidate("farm/emu", "emu", "farm"), Candidate("farm/red_cow", "red cow", "farm"))
+    zoo = tuple(Candidate(f"zoo/{name}", name, "zoo") for name in ("ant", "emu", "yak"))
+    assert reader.asked == [farm, (*zoo, *farm), (*zoo, *farm)]
 
 
 def test_without_sets_the_whole_stream_is_asked_for(reader: Reader, sets: list[Path]) -> None:
@@ -173,7 +194,7 @@ def test_what_is_scored_by_classes_taught_alone_has_no_other_answers(
     stream = load_stream(datasets=sets)
     method = SimpleCIL(backbone, store=store).fit_task(stream[0])
     p = evaluate(method, stream, upto=0)
-    assert p.untaught is None
+    assert (p.untaught, p.among_all) == (None, None)
     assert p.told is not None
     assert np.array_equal(p.told, p.top[:, 0]), "of the first set there are no other classes"
     alone = load_stream(sets[0], tasks=1)
@@ -200,7 +221,9 @@ def test_a_stream_that_goes_on_is_asked_by_its_own_tasks(reader: Reader, sets: l
     p = evaluate(reader.fit_task(more[0]), more, upto=1)
     assert p.untaught is not None
     assert (p.untaught.task.tolist(), p.untaught.labels.tolist(), p.task.tolist()) == ([1, 1], [4, 4], [0, 0])
-    assert reader.asked == [(Candidate("farm/emu", "emu", "farm"),)]
+    assert reader.asked[0] == (Candidate("farm/emu", "emu", "farm"),)
+    everything = ["farm/cow", "farm/emu", "zoo/ant", "zoo/emu", "zoo/yak"]
+    assert [sorted(c.name for c in each) for each in reader.asked[1:]] == [everything] * 2
 
 
 def test_tests_that_were_taught_are_left_out_of_untaught_classes_too(reader: Reader, sets: list[Path]) -> None:
@@ -255,7 +278,7 @@ def test_what_a_method_is_asked_it_does_not_know(store: FeatureStore, sets: list
     stream = load_stream(datasets=sets, base=1, increment=1)
     method = Reader(small_vit(), store=store).fit_task(stream[0])
     evaluate(method, stream, upto=0)
-    assert {c.name for each in method.asked for c in each} == set(stream.class_names.values()) - {*method.names_}
+    assert {c.name for each in method.asked for c in each} == set(stream.class_names.values())
     told = {*stream[0].class_names.values(), *stream[0].display_names.values()}
     assert {*method.names_, *method.displays_, *method.texts_} == told
 

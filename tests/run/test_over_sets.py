@@ -27,6 +27,10 @@ from small_folders import fill_named
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/results.schema.json").read_text())
 TOLD = "Accuracy (%) on the test images of a data set (column), among the classes of that set, which is told (MTIL)"
+UNTOLD = (
+    "Accuracy (%) on the test images of a data set (column), among all classes of all sets, taught or not; "
+    "the set is not told (X-TAIL)"
+)
 UNTAUGHT = "Accuracy (%) on their test images, among their names alone{}; chance rises as fewer are left"
 USES = "Beside the images of its tasks. Rows that differ here answer different questions."
 
@@ -59,17 +63,20 @@ def plant(recipe: Recipe) -> None:
 
 def test_predictions_come_back_with_all_that_was_said(tmp_path: Path) -> None:
     n = np.array([0, 1])
-    given = Predictions(n, n, n[:, None], n.astype(np.float32), {"told.by": n}, n + 5, Answers(n + 1, n + 2, n + 3))
+    given = Predictions(
+        n, n, n[:, None], n.astype(np.float32), {"told.by": n}, n + 5, *(Answers(n + k, n + 2, n + 3) for k in (1, 7))
+    )
     write_predictions(tmp_path, given)
     found = read_predictions(tmp_path)
     assert (found.told is not None, found.untaught is not None) == (True, True)
     assert found.told.tolist() == [5, 6]  # type: ignore[union-attr]
     untaught: Any = found.untaught
     assert [untaught.task.tolist(), untaught.labels.tolist(), untaught.best.tolist()] == [[1, 2], [2, 3], [3, 4]]
+    assert found.among_all.task.tolist() == [7, 8]  # type: ignore[union-attr]
     assert {name: best.tolist() for name, best in found.members.items()} == {"told.by": [0, 1]}
     write_predictions(tmp_path, Predictions(n, n, n[:, None], n.astype(np.float32)))
     found = read_predictions(tmp_path)
-    assert (found.told, found.untaught, found.members) == (None, None, {})
+    assert (found.told, found.untaught, found.among_all, found.members) == (None, None, None, {})
     with np.load(tmp_path / "predictions.npz") as arrays:
         assert sorted(arrays) == ["confidence", "labels", "task", "top"]
 
@@ -83,7 +90,9 @@ def test_a_run_over_sets_by_hand_and_resumed(sets: list[str], tmp_path: Path) ->
     assert results.datasets is not None
     told = results.datasets.model_dump()
     assert [told.pop("names"), told.pop("of_task")] == [["zoo", "farm", "sea"], ["zoo", "zoo", "farm", "sea"]]
-    assert told.pop("accuracy_matrix") == [pytest.approx(row) for row in matrix]
+    untold = told.pop("untold")
+    assert told.pop("accuracy_matrix") == untold.pop("accuracy_matrix") == [pytest.approx(row) for row in matrix]
+    assert untold == pytest.approx(told)
     assert told == pytest.approx({"transfer": 0.5, "average": 5 / 9, "last": 5 / 9})
     # as long as yak is the only one of its set that is not taught, it is right
     assert results.metrics.zero_shot_accuracy == [0.6, 0.5, 0.5, None]
@@ -103,6 +112,7 @@ def test_a_run_over_sets_by_hand_and_resumed(sets: list[str], tmp_path: Path) ->
     (rows,) = Tables(page).of(TOLD)
     assert rows[0] == ["after", "zoo", "farm", "sea"]
     assert rows[1:] == [[name, "66.7", "50.0", "50.0"] for name in ("zoo", "farm", "sea")]
+    assert Tables(page).of(UNTOLD) == [rows]
     (rows,) = Tables(page).of(UNTAUGHT.format(", those of the image's data set"))
     assert rows == [
         ["after task", "1", "2", "3", "mean (zero-shot transfer)"],
@@ -144,8 +154,11 @@ def test_a_method_of_taught_classes_alone_has_nulls_above_the_diagonal(sets: lis
     assert (results.metrics.zero_shot_transfer, results.metrics.zero_shot_accuracy) == (None, None)
     (rows,) = Tables(page_of(tmp_path / "run")).of(TOLD)
     assert rows[1][2:] == ["–", "–"]
-    assert accuracy_table({"a": results})[0][-3:] == ["MTIL transfer", "MTIL average", "MTIL last"]
-    assert accuracy_table({"a": results})[1][-3:-1] == ["–", "–"]
+    ends = [f"{protocol} {each}" for protocol in ("MTIL", "X-TAIL") for each in ("transfer", "average", "last")]
+    assert accuracy_table({"a": results})[0][-6:] == ends
+    row = accuracy_table({"a": results})[1][-6:]
+    assert [row[i] for i in (0, 1, 3, 4)] == ["–"] * 4
+    assert "–" not in (row[2], row[5])
 
 
 def test_the_printed_table_has_what_any_run_has(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:

@@ -18,6 +18,7 @@ from perdure.eval.transfer import (
     last_over_sets,
     set_matrix,
     transfer_over_sets,
+    untold_matrix,
     zero_shot_accuracy,
     zero_shot_transfer,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "set_matrix",
     "top_k_accuracy",
     "transfer_over_sets",
+    "untold_matrix",
     "zero_shot_accuracy",
     "zero_shot_transfer",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from perdure.eval.matrix import Answers, Predictions
 from perdure.methods import Method
 
 TOP = 5
+_Part: TypeAlias = tuple[int, Int[np.ndarray, " m"], Int[Tensor, " m"]]  # a task, labels of its images, best classes
 
 
 class TaughtImagesWarning(UserWarning):
@@ -54,7 +56,7 @@ def evaluate(method: Method, stream: Stream, *, upto: int | None = None, without
     upto = last if upto is None else upto
     if not stream.first <= upto <= last:
         raise StreamError("evaluate", "upto", f"between {stream.first} and {last}", upto, "Ask for a task there is")
-    ids, mine = torch.tensor(method.classes_), _by_name(method, stream)
+    ids, mine, by_name = torch.tensor(method.classes_), _by_name(method, stream), method.promises.open_vocabulary
     parts: list[tuple[int, Tensor, Tensor]] = []
     members: dict[str, list[Tensor]] = {}
     told, of_set = [ids[:0]], _columns_of_sets(method, stream, mine)
@@ -79,7 +81,8 @@ def evaluate(method: Method, stream: Stream, *, upto: int | None = None, without
         confidence=np.concatenate([np.empty(0, np.float32), *(c.numpy() for _, _, c in parts)]),
         members={name: torch.cat(best).numpy() for name, best in members.items()},
         told=torch.cat(told).numpy() if of_set else None,
-        untaught=_untaught(method, stream, mine, without_taught) if method.promises.open_vocabulary else None,
+        untaught=_untaught(method, stream, mine, without_taught) if by_name else None,
+        among_all=_among_all(method, stream, mine, without_taught) if by_name and of_set else None,
     )
 
 
@@ -117,19 +120,39 @@ def _untaught(method: Method, stream: Stream, mine: Mapping[int, int], without_t
     """
     taught = set(method.classes_)
     new = {c for c in stream.class_names if mine[c] not in taught}
-    parts: list[tuple[int, np.ndarray, Tensor]] = []
+    parts: list[_Part] = []
     for task in stream:
         asked = list(dict.fromkeys(c for t in stream if t.dataset == task.dataset for c in t.classes if c in new))
         test = _test(method, stream, task.index, without_taught)[0].of_classes(asked)
-        if not len(test):
-            continue
-        names, displays = stream.class_names, {**stream.class_names, **stream.display_names}
-        candidates = [Candidate(names[c], displays[c], task.dataset) for c in asked]
-        ids = torch.tensor([mine[c] for c in asked])
-        chunks = [_among(method, scores, ids) for scores in method.scores_among(test, candidates)]
-        parts.append((task.index - stream.first, np.array([mine[c] for c in test.labels.tolist()]), torch.cat(chunks)))
-    if not parts:
-        return None
+        if len(test):
+            parts.append(_answered(method, stream, mine, task.index, test, dict.fromkeys(asked, task.dataset)))
+    return _answers(parts) if parts else None
+
+
+def _among_all(method: Method, stream: Stream, mine: Mapping[int, int], without_taught: bool) -> Answers:
+    """Answers about all test images, among all classes of the stream and all that are taught."""
+    everything = {c: task.dataset for task in stream for c in task.classes}
+    tests = {task.index: _test(method, stream, task.index, without_taught)[0] for task in stream}
+    return _answers([_answered(method, stream, mine, index, test, everything, True) for index, test in tests.items()])
+
+
+def _answered(
+    method: Method, stream: Stream, mine: Mapping[int, int], index: int, test: LabelledImages,
+    asked: Mapping[int, str | None], taught_too: bool = False,
+) -> _Part:  # fmt: skip
+    """The best of some classes, given with their data sets, for each image of a task's test."""
+    names, displays = stream.class_names, {**stream.class_names, **stream.display_names}
+    candidates = {mine[c]: Candidate(names[c], displays[c], of) for c, of in asked.items()}
+    if taught_too:
+        shown = zip(method.classes_, method.names_, method.displays_, strict=True)
+        candidates |= {c: Candidate(name, text) for c, name, text in shown if c not in candidates}
+    ids = torch.tensor(list(candidates))
+    chunks = [_among(method, scores, ids) for scores in method.scores_among(test, list(candidates.values()))]
+    labels = np.array([mine[c] for c in test.labels.tolist()], dtype=np.int64)
+    return index - stream.first, labels, torch.cat([ids[:0], *chunks])
+
+
+def _answers(parts: Sequence[_Part]) -> Answers:
     return Answers(
         task=np.repeat([index for index, _, _ in parts], [len(labels) for _, labels, _ in parts]),
         labels=np.concatenate([labels for _, labels, _ in parts]),

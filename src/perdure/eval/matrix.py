@@ -22,7 +22,7 @@ from perdure.errors import ShapeError
 
 @dc.dataclass(frozen=True, slots=True)
 class Answers:
-    """What a method said about test images of classes that it was not taught, among such classes alone.
+    """What a method said about test images among some classes, taught or not, by their names.
 
     Args:
         task: which task's test each image is from.
@@ -46,7 +46,10 @@ class Predictions:
         confidence: softmax of the scores, at the first of ``top``.
         members: what each member of the method would say alone, by its name: the best class id.
         told: the best class of those that come with the image's data set, in a stream over several.
-        untaught: about test images of classes that are not taught yet, where the method scores classes by their names.
+        untaught: about test images of classes that are not taught yet, among such classes, where the method scores
+            classes by their names.
+        among_all: about all test images of a stream over several data sets, among all classes of it, taught or not,
+            where the method scores classes by their names.
     """
 
     task: Int[np.ndarray, " n"]
@@ -56,6 +59,7 @@ class Predictions:
     members: Mapping[str, Int[np.ndarray, " n"]] = dc.field(default_factory=dict)
     told: Int[np.ndarray, " n"] | None = None
     untaught: Answers | None = None
+    among_all: Answers | None = None
 
     @property
     def correct(self) -> Bool[np.ndarray, " n"]:

@@ -1,7 +1,9 @@
-"""Metrics of what is not taught yet, and of several data sets whose images come with their set told.
+"""Metrics of what is not taught yet, and of several data sets whose images come with their set told, or without.
 
 Source: Transfer, Average and Last over several data sets (MTIL): Zheng et al., "Preventing Zero-Shot Transfer
 Degradation in Continual Learning of Vision-Language Models", ICCV 2023, section 5; released code as in its notebook.
+The same with no set told (X-TAIL): Xu et al., "Advancing Cross-domain Discriminability in Continual Learning of
+Vision-Language Models", NeurIPS 2024; a released cell of 0 % is left out of its mean there, and counts here.
 """
 
 from __future__ import annotations
@@ -50,6 +52,28 @@ def set_matrix(after: Sequence[Predictions], sets: Sequence[str]) -> Float[np.nd
                 values[i, j] = mean_of_known((p.told == p.labels)[np.isin(p.task, tasks)])
             elif j > i and (u := p.untaught) is not None:
                 values[i, j] = mean_of_known((u.best == u.labels)[np.isin(u.task, tasks)])
+    return values
+
+
+def untold_matrix(after: Sequence[Predictions], sets: Sequence[str]) -> Float[np.ndarray, "sets sets"]:
+    """The same with no set told: images are answered among all classes of all data sets, taught or not.
+
+    A method that does not score classes by their names answers among those that it was taught.
+
+    Args:
+        after: as for :func:`set_matrix`.
+        sets: as for :func:`set_matrix`.
+    """
+    names, of_task = list(dict.fromkeys(sets)), np.array(sets)
+    values = np.full((len(names), len(names)), np.nan)
+    for i, row in enumerate(names):
+        p = after[int(np.flatnonzero(of_task == row)[-1])]
+        for j, name in enumerate(names):
+            tasks = np.flatnonzero(of_task == name)
+            if (a := p.among_all) is not None:
+                values[i, j] = mean_of_known((a.best == a.labels)[np.isin(a.task, tasks)])
+            elif j <= i:
+                values[i, j] = mean_of_known(p.correct[np.isin(p.task, tasks)])
     return values
 
 

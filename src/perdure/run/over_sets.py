@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from perdure.data import Stream
 from perdure.eval import (
@@ -13,13 +15,14 @@ from perdure.eval import (
     last_over_sets,
     set_matrix,
     transfer_over_sets,
+    untold_matrix,
     zero_shot_accuracy,
 )
-from perdure.run.results import DataSets
+from perdure.run.results import DataSets, OverSets
 
 
 def data_sets_in(stream: Stream, after: Sequence[Predictions]) -> DataSets | None:
-    """The figures with every image's data set told; None for a stream over one data set.
+    """The figures with every image's data set told, and without; None for a stream over one data set.
 
     Args:
         stream: the run's.
@@ -28,15 +31,21 @@ def data_sets_in(stream: Stream, after: Sequence[Predictions]) -> DataSets | Non
     sets = [task.dataset for task in stream if task.dataset is not None]
     if not sets:
         return None
-    matrix = set_matrix(after, sets)
     return DataSets(
         names=list(dict.fromkeys(sets)),
         of_task=sets,
-        accuracy_matrix=[[None if np.isnan(v) else float(v) for v in row] for row in matrix],
-        transfer=transfer_over_sets(matrix),
-        average=average_over_sets(matrix),
-        last=last_over_sets(matrix),
+        untold=OverSets(**_means(untold_matrix(after, sets))),
+        **_means(set_matrix(after, sets)),
     )
+
+
+def _means(matrix: Float[np.ndarray, "sets sets"]) -> dict[str, Any]:
+    return {
+        "accuracy_matrix": [[None if np.isnan(v) else float(v) for v in row] for row in matrix],
+        "transfer": transfer_over_sets(matrix),
+        "average": average_over_sets(matrix),
+        "last": last_over_sets(matrix),
+    }
 
 
 def zero_shot_in(after: Sequence[Predictions]) -> list[float] | None:

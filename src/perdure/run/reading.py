@@ -17,7 +17,7 @@ from perdure.errors import CheckpointError, RunDirectoryError
 from perdure.eval import Answers, Predictions
 from perdure.run.results import Results, TaskCost
 
-MEMBER, UNTAUGHT = "member.", "untaught."  # before a member's name, and what is of untaught classes, in predictions.npz
+MEMBER, ANSWERS = "member.", ("untaught", "among_all")  # before a member's name, and a field, in predictions.npz
 
 
 def task_folder(run: Path, index: int) -> Path:
@@ -44,17 +44,18 @@ def read_predictions(task: Path) -> Predictions:
     file = task / "predictions.npz"
     # opened here: np.load leaves a damaged file open
     with _damage_named(file), open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-        members, untaught = (_behind(prefix, arrays) for prefix in (MEMBER, UNTAUGHT))
-        own = {name: arrays[name] for name in arrays if "." not in name}
-        return Predictions(**own, members=members, untaught=Answers(**untaught) if untaught else None)
+        own: dict[str, Any] = {name: arrays[name] for name in arrays if "." not in name}
+        own |= {name: Answers(**found) for name in ANSWERS if (found := _behind(f"{name}.", arrays))}
+        return Predictions(**own, members=_behind(MEMBER, arrays))
 
 
 def write_predictions(task: Path, predictions: Predictions) -> None:
     """Puts predictions into one task's directory."""
     own = {field.name: getattr(predictions, field.name) for field in dc.fields(predictions)}
     arrays = {f"{MEMBER}{name}": best for name, best in own.pop("members").items()}
-    if (untaught := own.pop("untaught")) is not None:
-        arrays |= {f"{UNTAUGHT}{field.name}": getattr(untaught, field.name) for field in dc.fields(untaught)}
+    for name in ANSWERS:
+        if (answers := own.pop(name)) is not None:
+            arrays |= {f"{name}.{field.name}": getattr(answers, field.name) for field in dc.fields(answers)}
     arrays |= {name: values for name, values in own.items() if values is not None}
     np.savez(task / "predictions.npz", **arrays)
 

@@ -44,19 +44,26 @@ class Metrics(_Part):
     )
 
 
-class DataSets(_Part):
-    """Of a stream over several data sets: every test image is answered with a class of its own set, which is told."""
+class OverSets(_Part):
+    """Three means of accuracies over several data sets."""
 
-    names: list[str] = Field(description="short names, in order of arrival")
-    of_task: list[str] = Field(description="the data set that each task is from")
     accuracy_matrix: list[list[Number]] = Field(
         description="row: after the last task of a data set; column: on which set's test images; null: not scored"
     )
-    transfer: Number = Field(
-        description="MTIL, Zheng et al. 2023: mean over sets of the accuracy before they are taught"
+    transfer: Number = Field(description="mean over sets of the accuracy before they are taught")
+    average: Number = Field(description="mean of the whole matrix")
+    last: Number = Field(description="mean after the last data set")
+
+
+class DataSets(OverSets):
+    """Of a stream over several data sets: every test image is answered with a class of its own set, which is told
+    (MTIL, Zheng et al. 2023)."""
+
+    names: list[str] = Field(description="short names, in order of arrival")
+    of_task: list[str] = Field(description="the data set that each task is from")
+    untold: OverSets | None = Field(
+        None, description="among all classes of all sets, taught or not, the set not told (X-TAIL, Xu et al. 2024)"
     )
-    average: Number = Field(description="the same of the whole matrix")
-    last: Number = Field(description="the same after the last data set")
 
 
 class Fairness(_Part):
