@@ -54,7 +54,7 @@ def test_a_name_stands_for_so_many_tasks_in_the_fields_order(name: str, monkeypa
 
 
 def test_every_name_is_held_to_that() -> None:
-    assert {*TASKS, "core50-domains", "caltech101-cifar10-fashion-mnist"} == STREAMS.keys()
+    assert {*TASKS, "core50-domains", "caltech101-cifar10-fashion-mnist", "x-tail-16-shot"} == STREAMS.keys()
 
 
 def test_core50_comes_by_domain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +68,14 @@ def test_a_name_may_stand_for_several_data_sets(monkeypatch: pytest.MonkeyPatch)
     stream = asked("stream.preset=caltech101-cifar10-fashion-mnist").stream
     assert stream.datasets == ["data/caltech101", "cifar10", "fashion-mnist"]
     assert (stream.data, stream.tasks, stream.train_per_class, stream.test_per_class) == (None, 1, 100, 100)
+
+
+def test_x_tail_has_ten_data_sets_of_16_images_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_settings, "_require_there", lambda *_: None)
+    stream = asked("stream.preset=x-tail-16-shot").stream
+    assert stream.datasets is not None
+    assert (len(stream.datasets), stream.datasets[0], stream.datasets[-1]) == (10, "data/aircraft", "data/sun397")
+    assert (stream.tasks, stream.train_per_class, stream.test_per_class) == (1, 16, None)
 
 
 def test_a_name_and_its_values_make_one_recipe() -> None:

@@ -14,6 +14,7 @@ SURVEY = {
     "omnibenchmark": (20, 30), "vtab": (10,), "aircraft": (10,), "cars": (10,), "food": (10,), "sun": (30,),
     "ucf": (10,),
 }  # fmt: skip
+X_TAIL = ("aircraft", "caltech101", "dtd", "eurosat", "flowers", "food", "mnist", "pets", "cars", "sun397")
 STREAMS: dict[str, dict[str, Any]] = {
     f"{data}-b0-inc{n}": {
         "data": data if data == "cifar100" else f"data/{data}",
@@ -31,6 +32,9 @@ STREAMS: dict[str, dict[str, Any]] = {
     "caltech101-cifar10-fashion-mnist": {
         "datasets": ["data/caltech101", "cifar10", "fashion-mnist"], "tasks": 1, "order_seed": 1993,
         "train_per_class": 100, "test_per_class": 100,
+    },
+    "x-tail-16-shot": {  # RAIL's ten data sets, in its order
+        "datasets": [f"data/{name}" for name in X_TAIL], "tasks": 1, "order_seed": None, "train_per_class": 16,
     },
     "caltech101-10-tasks": {"data": "data/caltech101", "tasks": 10, "order_seed": 1993},
     "cifar10-5-tasks": {"data": "cifar10", "tasks": 5, "order_seed": 1993},
