@@ -11,13 +11,17 @@ from scripts.table_cells import head_of, mean_of, row_of
 from scripts.table_recipes import label, read
 
 BACKBONES = ("clip_lite0", "clip_default")
-METHODS = ("clip_zeroshot", "clip_prototypes", "clip_cache", "clip_linear", "coop", "simplecil", "ranpac")
+METHODS = (
+    "clip_zeroshot", "clip_prototypes", "clip_cache", "clip_linear", "coop", "proof", "rapf", "rapf_random", "rail",
+    "rail_plain", "rail_dual", "promptfusion", "promptfusion_lite", "zscl", "zscl_finetune", "simplecil", "ranpac",
+)  # fmt: skip
 USED = ("class names", "images kept", "features kept", "extra data", "towers")
 FIGURES = {
     "last_accuracy": "last", "average_incremental_accuracy": "average", "forgetting": "forgetting",
     "zero_shot_transfer": "zero-shot transfer",
 }  # fmt: skip
 OVER_SETS = {"transfer": "Transfer", "average": "Average", "last": "Last"}
+TRAINED = ("coop", "proof", "rapf", "promptfusion", "promptfusion_lite", "zscl", "zscl_finetune")
 
 
 def orders_of(data: str, method: str, backbone: str) -> list[dict[str, Any]]:
@@ -38,15 +42,49 @@ def clip_table(data: str) -> str:
 
 
 def over_sets_table() -> str:
-    """Transfer, Average and Last over several data sets, beside the accuracy over all classes at the end."""
-    lines = head_of("image tower, method", [*USED, *OVER_SETS.values(), "last, no set told"])
+    """Transfer, Average and Last over several data sets, with the images' set told and without."""
+    means = [f"{told}: {each}" for told in ("set told", "no set told") for each in OVER_SETS.values()]
+    lines = head_of("image tower, method", [*USED, *means])
     for backbone in BACKBONES:
         for method in METHODS:
             if orders := orders_of("three-sets", method, backbone):
                 told = [run["datasets"] for run in orders]
-                cells = [mean_of([each[f] for each in told if each[f] is not None]) for f in OVER_SETS]
-                last = mean_of([run["last_accuracy"] for run in orders])
-                lines.append(row_of(first_of(backbone, method, orders), [*used(orders), *cells, last]))
+                both = (told, [each["untold"] for each in told])
+                cells = [mean_of([each[f] for each in half if each[f] is not None]) for half in both for f in OVER_SETS]
+                lines.append(row_of(first_of(backbone, method, orders), [*used(orders), *cells]))
+    return "\n".join(lines)
+
+
+def zero_shot_table() -> str:
+    """Accuracy on the classes that are not taught yet, among their names, task by task, in one class order."""
+    methods = ("clip_zeroshot", "zscl", "zscl_finetune")
+    found = {(b, m): orders_of("caltech101", m, b)[:1] for b in BACKBONES for m in methods}  # 1993 is the first
+    n = max(len(run["zero_shot_accuracy"]) for orders in found.values() for run in orders) - 1
+    lines = head_of("image tower, method", [f"after task {k}" for k in range(1, n + 1)])
+    for (backbone, method), orders in found.items():
+        for run in orders:
+            cells = [mean_of([value]) for value in run["zero_shot_accuracy"][:n]]
+            lines.append(row_of(first_of(backbone, method, orders), cells))
+    return "\n".join(lines)
+
+
+def cost_table() -> str:
+    """What a task costs where something is trained: passes, seconds of training, memory; over all class orders."""
+    columns = ["passes per training image", "training seconds per task", "state, MB", "peak memory, GB"]
+    lines = head_of("data, image tower, method", columns)
+    for data in ("caltech101", "cifar10"):
+        for backbone in BACKBONES:
+            for method in TRAINED:
+                if orders := orders_of(data, method, backbone):
+                    costs = [run["cost"] for run in orders]
+                    seconds = [x for cost in costs for x in cost["train_seconds_per_task"]]
+                    cells = [
+                        f"{statistics.mean(cost['passes_per_train_image'] for cost in costs):.1f}",
+                        f"{statistics.mean(seconds):.1f}",
+                        f"{statistics.mean(cost['stored_bytes'] for cost in costs) / 1e6:.1f}",
+                        f"{max(cost['peak_rss_bytes'] for cost in costs) / 1e9:.1f}",
+                    ]
+                    lines.append(row_of(f"{data}, {first_of(backbone, method, orders)}", cells))
     return "\n".join(lines)
 
 
@@ -68,4 +106,6 @@ CLIP_TABLES: dict[str, Callable[[], str]] = {
     "table:clip-caltech101": functools.partial(clip_table, "caltech101"),
     "table:clip-cifar10": functools.partial(clip_table, "cifar10"),
     "table:clip-three-sets": over_sets_table,
+    "table:clip-zero-shot": zero_shot_table,
+    "table:clip-costs": cost_table,
 }

@@ -53,6 +53,11 @@ NOTES = {
         )
         for data, orders in {"caltech101": f"; {ORDERS}", "cifar10": f"; {ORDERS}", "three-sets": ""}.items()
     },
+    "table:clip-zero-shot": (
+        "Recipes: `recipes/caltech101/METHOD_clip_lite0.yaml` and `recipes/caltech101/METHOD_clip_default.yaml`, class "
+        "order 1993."
+    ),
+    "table:clip-costs": "Recipes: those of the tables above.",
     "table:mixture-methods": (
         "Recipes: `recipes/DATA/METHOD_default.yaml`; Caltech-101 with `-s stream.train_per_class=12` and "
         f"`-s stream.test_per_class=10`; {ORDERS}."
