@@ -37,18 +37,20 @@ SHARE_ABOVE_0: Bounds = ([0.0, 1 + 1e-12], [1e-12, 1.0])
 SHARE_BELOW_1: Bounds = ([-1e-12, 1.0], [0.0, 1 - 1e-12])
 SHARE_BETWEEN: Bounds = ([0.0, 1.0], [1e-12, 1 - 1e-12])
 BOUNDS: dict[str, Bounds] = {  # by the last part of a setting's path, or by all of it where a setting has its own
-    "accumulate": COUNT, "alpha": NOT_NEGATIVE, "batch_size": COUNT, "beta": NOT_NEGATIVE, "beta1": SHARE_BELOW_1,
-    "beta2": SHARE_BELOW_1, "clip": POSITIVE,
+    "accumulate": COUNT, "again": COUNT, "alpha": NOT_NEGATIVE, "batch_size": COUNT, "beta": NOT_NEGATIVE,
+    "beta1": SHARE_BELOW_1, "beta2": SHARE_BELOW_1, "clip": POSITIVE,
     "clip_norm": POSITIVE, "each": COUNT, "embedding_dim": COUNT, "epochs": COUNT,
-    "first": POSITIVE, "head_lr": POSITIVE, "layers": ([[]], [[0], [10**6, 0]]),
+    "first": POSITIVE, "fusion": NOT_NEGATIVE, "head_lr": POSITIVE, "layers": ([[]], [[0], [10**6, 0]]),
     "layers_e": ([[]], [[0], [1, 0]]), "layers_g": ([[0.5]], [[], [0], [1, 0]]), "length": COUNT,
     "coda_prompt.length": ([0, 1, 3], [2, 4]), "length_e": COUNT, "length_g": COUNT, "lr": POSITIVE,
     "mean_decay": SHARE, "merge": SHARE_BELOW_1, "milestone": COUNT, "min_scale": SHARE_ABOVE_0,
-    "momentum": SHARE_BELOW_1, "mu": NOT_NEGATIVE, "n_prompts": FROM_0, "pool": COUNT, "power": SHARE,
+    "momentum": SHARE_BELOW_1, "mu": NOT_NEGATIVE, "n_prompts": FROM_0,
+    "old_classes_per_step": COUNT, "old_samples": COUNT, "pool": COUNT, "power": SHARE,
     "projection_dim": FROM_0, "prompt_length": COUNT, "pull": NOT_NEGATIVE, "rank": COUNT, "reg": NOT_NEGATIVE,
     "resize": COUNT, "ridge": NOT_NEGATIVE, "samples": COUNT,
     "shrink_diagonal": NOT_NEGATIVE, "shrink_off_diagonal": SHARE, "sim_temperature": POSITIVE, "slow": SHARE,
-    "tasks": ([0, 101], [1, 100]), "tau": NOT_NEGATIVE, "top_k": COUNT, "validation_fraction": SHARE_BETWEEN,
+    "tasks": ([0, 101], [1, 100]), "tau": NOT_NEGATIVE, "theta": NOT_NEGATIVE,
+    "top_k": COUNT, "validation_fraction": SHARE_BETWEEN,
     "value": POSITIVE, "vote": COUNT, "warmup": FROM_0, "weight": SHARE, "weight_decay": NOT_NEGATIVE,
     "rail.beta": SHARE, "rail.ridge": POSITIVE, "gamma": POSITIVE, "scale": POSITIVE,
     "esn.beta": POSITIVE, "esn.weight": NOT_NEGATIVE,
@@ -61,7 +63,7 @@ MIN_SCALE = {
     "agem": [1.0], "aper": [0.05], "cofima": [0.5], "coma": [0.5], "coda_prompt": [0.08], "dap": [1.0],
     "dualprompt": [0.5], "ease": [0.05], "er": [1.0], "esn": [0.08], "fecam": [], "finetune": [0.5], "gem": [1.0],
     "joint": [], "joint_finetune": [0.5], "l2p": [0.5], "lae": [0.08], "mos": [0.05], "mos_release": [0.05],
-    **{name: [] for name in ("clip_cache", "clip_linear", "clip_prototypes", "clip_zeroshot", "coop", "rail")},
+    **{name: [] for name in ("clip_cache", "clip_linear", "clip_prototypes", "clip_zeroshot", "coop", "rail", "rapf")},
     "ranpac": [], "simplecil": [], "slca": [0.5], "vpt": [0.5],
 }  # fmt: skip
 
@@ -79,6 +81,7 @@ def number_settings(model: type[BaseModel], under: dict[str, Any] | None = None)
             yield name, {}
         for kind in inner.get(name, []):
             tag = {k: f.default for k, f in kind.model_fields.items() if k in KINDS}
+            tag |= {k: 1 for k, f in kind.model_fields.items() if tag and f.is_required()}
             for path, chosen in number_settings(kind):
                 yield f"{name}.{path}", {name: {**tag, **chosen}}
 
@@ -199,7 +202,7 @@ def test_what_each_method_says_of_itself() -> None:
     assert {name: kind for name in methods.names() if (kind := methods.get(name).tags.backbone) != "any"} == {
         **dict.fromkeys(("coda_prompt", "dap", "dualprompt", "esn", "l2p", "vpt"), "vit"),
         **dict.fromkeys(("ease", "mos", "mos_release"), "transformer"),
-        **dict.fromkeys(("clip_cache", "clip_prototypes", "clip_zeroshot", "coop", "rail"), "towers"),
+        **dict.fromkeys(("clip_cache", "clip_prototypes", "clip_zeroshot", "coop", "rail", "rapf"), "towers"),
     }
 
 

@@ -65,6 +65,8 @@ def test_a_milestone_must_be_told_where_it_is_used_and_nowhere_else() -> None:
 def test_a_milestone_out_of_reach_is_told() -> None:
     with pytest.warns(UserWarning, match="Training: milestone=7 is never reached in 7 epochs"):
         load(Training, {**SEVEN, "schedule": {"name": "milestone", "milestone": 7}})
+    with pytest.warns(UserWarning, match="Training: again=7 is never reached in 7 epochs"):
+        load(Training, {**SEVEN, "schedule": {"name": "milestone", "milestone": 6, "again": 7}})
     last = {"name": "milestone", "milestone": 6}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -79,6 +81,7 @@ def test_schedules_by_epoch() -> None:
         Constant(): [1, 1, 1, 1],
         EpochCosine(): [1, 0.8535533905932737, 0.5, 0.14644660940672627],
         Milestone(milestone=2): [1, 1, 0.1, 0.1],
+        Milestone(milestone=1, again=3): [1, 0.1, 0.1, 0.01],
         QuarterCosine(): [math.cos(99 * math.pi * e / 600) for e in range(4)],
         QuarterCosine(released=True): [math.cos(99 * math.pi * e / 600) for e in (0, 0, 1, 2)],
     }

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from perdure.errors import DataError
 from perdure.learned import Entry, learned
+from perdure.modules.normal import Normal
 
 
 def add_class_sums(
@@ -181,33 +182,34 @@ class Gaussians(nn.Module):
         z: Tensor = torch.linalg.qr(torch.cat([self.means[:0], *self.factors]), mode="r").R
         return z / free**0.5 if free else z[:0]
 
-    def sample(
-        self,
-        column: int,
-        n: int,
-        rng: torch.Generator,
-        *,
-        ridge: float = 0.0,
-        scale: float = 1.0,
-        diagonal: bool = False,
-    ) -> Float[Tensor, "n d"]:
-        """Draws from N(scale * m_c, Σ_c + ridge * I), float64.
+    def normal(
+        self, column: int, *, ridge: float = 0.0, scale: float = 1.0, diagonal: bool = False, shrink: bool = False
+    ) -> Normal:
+        """N(scale * m_c, Σ_c + ridge * I), to be sampled from often.
+
+        Args:
+            column: which class.
+            ridge: added to all variances.
+            scale: of the mean.
+            diagonal: whether covariances are left out.
+            shrink: whether all of that is shrunk; see :meth:`perdure.modules.normal.Normal.shrunk`.
+        """
+        z = self.deviation(column)
+        if diagonal:
+            z = z.square().sum(0).sqrt().diag()
+        made = Normal(scale * self.means[column], z, ridge)
+        return made.shrunk() if shrink else made
+
+    def sample(self, column: int, n: int, rng: torch.Generator, **how: Any) -> Float[Tensor, "n d"]:
+        """Draws from :meth:`normal`, float64.
 
         Args:
             column: which class.
             n: how many.
             rng: a CPU generator.
-            ridge: added to all variances.
-            scale: of the mean.
-            diagonal: whether covariances are left out.
+            how: as for :meth:`normal`.
         """
-        z = self.deviation(column)
-        if diagonal:
-            z = z.square().sum(0).sqrt().diag()
-        out = scale * self.means[column] + torch.randn(n, len(z), generator=rng, dtype=torch.float64) @ z
-        if ridge:
-            out = out + ridge**0.5 * torch.randn(n, z.shape[1], generator=rng, dtype=torch.float64)
-        return out
+        return self.normal(column, **how).sample(n, rng)
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """The factors."""

@@ -77,3 +77,20 @@ class Anchor(Config):
     def loss(self, logits: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
         """What is added to the cross-entropy."""
         return self.weight * (self.energies(logits) + self.depth).square().mean()
+
+
+def separation(
+    samples: Float[Tensor, "pairs m d"], own: Float[Tensor, "pairs d"], other: Float[Tensor, "pairs d"], margin: float
+) -> Float[Tensor, ""]:
+    """Mean of max(cos(sample, other) - cos(sample, own) + margin, 0); 0 without any.
+
+    Args:
+        samples: of each pair.
+        own: the text of length 1 that a pair's samples belong to.
+        other: the one that they are to be kept from.
+        margin: least difference of the cosines.
+    """
+    if not samples.numel():
+        return samples.sum()
+    gaps = torch.einsum("pmd,pd->pm", F.normalize(samples, dim=-1), other - own)
+    return F.relu(gaps + margin).mean()

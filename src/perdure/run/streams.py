@@ -1,6 +1,7 @@
 """Streams by name, so that a recipe's file says only what is its own: ``stream: {preset: cifar100-b0-inc10}``.
 
-A name has the field's notation: ``b0`` for a first task as large as the others, ``inc10`` for 10 classes each.
+A name has the field's notation: ``b0`` for a first task as large as the others, ``b50`` for
+one of 50 classes, ``inc10`` for 10 classes each.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 # increments by data; the class order of RevisitingCIL, PILOT and MOS is that of seed 1993, VTAB's is not shuffled
 SURVEY = {
-    "cifar100": (5, 10), "cub": (10, 20), "imagenet-a": (10, 20), "imagenet-r": (5, 10, 20), "objectnet": (10, 20),
+    "cifar100": (5, 10), "cub": (10, 20), "imagenet-a": (10, 20), "imagenet-r": (5, 10, 20, 40), "objectnet": (10, 20),
     "omnibenchmark": (20, 30), "vtab": (10,), "aircraft": (10,), "cars": (10,), "food": (10,), "sun": (30,),
     "ucf": (10,),
 }  # fmt: skip
@@ -24,6 +25,11 @@ STREAMS: dict[str, dict[str, Any]] = {
     }
     for data, increments in SURVEY.items()
     for n in increments
+} | {
+    f"{data}-b{base}-inc{n}": {
+        "data": data if data == "cifar100" else f"data/{data}", "base": base, "increment": n, "order_seed": 1993,
+    }
+    for data, base, n in (("cifar100", 50, 10), ("cifar100", 50, 5), ("imagenet-r", 100, 20), ("imagenet-r", 100, 10))
 } | {
     "5-datasets-b0-inc10": {"data": "data/5-datasets", "base": 10, "increment": 10, "order_seed": None},
     "domainnet200-b0-inc20": {"data": "data/domainnet200", "base": 20, "increment": 20, "order_seed": None},

@@ -123,14 +123,15 @@ class QuarterCosine(Config):
 
 
 class Milestone(Config):
-    """The peak, and a tenth of it from one epoch on."""
+    """The peak, a tenth of it from one epoch on, and a hundredth from another on."""
 
     name: Literal["milestone"] = "milestone"
     milestone: int = Field(ge=1, description="the epoch, from 0, at which a tenth begins")
+    again: int | None = Field(None, ge=1, description="the epoch at which a hundredth begins; null: none")
 
     def factor(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
         """At ``step`` of ``n_steps``, in ``epoch`` of ``n_epochs``; both count from 0."""
-        return 0.1 if epoch >= self.milestone else 1.0
+        return 0.1 ** sum(epoch >= at for at in (self.milestone, self.again) if at is not None)
 
 
 Schedule: TypeAlias = Annotated[
@@ -192,9 +193,11 @@ class Training(Config):
 
     @model_validator(mode="after")
     def _milestone_is_reached(self) -> Training:
-        if isinstance(self.schedule, Milestone) and self.schedule.milestone >= self.epochs:
-            what = f"milestone={self.schedule.milestone} is never reached in {self.epochs} epochs"
-            warnings.warn(f"{type(self).__name__}: {what}", stacklevel=2)
+        s = self.schedule
+        for name, at in (("milestone", s.milestone), ("again", s.again)) if isinstance(s, Milestone) else ():
+            if at is not None and at >= self.epochs:
+                what = f"{name}={at} is never reached in {self.epochs} epochs"
+                warnings.warn(f"{type(self).__name__}: {what}", stacklevel=2)
         return self
 
 
