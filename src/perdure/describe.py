@@ -87,7 +87,7 @@ def _meaning(field: FieldInfo) -> str:
 def _type_name(annotation: Any) -> str:
     kind, inner = get_origin(annotation), get_args(annotation)
     if kind is Literal:
-        return " | ".join(inner)
+        return " | ".join(map(str, inner))
     if kind is Annotated:
         return _type_name(inner[0])
     if kind is list:

@@ -51,6 +51,8 @@ BOUNDS: dict[str, Bounds] = {  # by the last part of a setting's path, or by all
     "shrink_diagonal": NOT_NEGATIVE, "shrink_off_diagonal": SHARE, "sim_temperature": POSITIVE, "slow": SHARE,
     "tasks": ([0, 101], [1, 100]), "tau": NOT_NEGATIVE, "theta": NOT_NEGATIVE,
     "top_k": COUNT, "validation_fraction": SHARE_BETWEEN,
+    "ensemble": COUNT, "images": NOT_NEGATIVE, "iterations": COUNT, "smoothing": SHARE_BELOW_1,
+    "temperature": POSITIVE, "texts": NOT_NEGATIVE,
     "value": POSITIVE, "vote": COUNT, "warmup": FROM_0, "weight": SHARE, "weight_decay": NOT_NEGATIVE,
     "rail.beta": SHARE, "rail.ridge": POSITIVE, "gamma": POSITIVE, "scale": POSITIVE,
     "esn.beta": POSITIVE, "esn.weight": NOT_NEGATIVE,
@@ -64,7 +66,7 @@ MIN_SCALE = {
     "dualprompt": [0.5], "ease": [0.05], "er": [1.0], "esn": [0.08], "fecam": [], "finetune": [0.5], "gem": [1.0],
     "joint": [], "joint_finetune": [0.5], "l2p": [0.5], "lae": [0.08], "mos": [0.05], "mos_release": [0.05],
     **{name: [] for name in ("clip_cache", "clip_linear", "clip_prototypes", "clip_zeroshot", "coop", "rail", "rapf")},
-    "ranpac": [], "simplecil": [], "slca": [0.5], "vpt": [0.5],
+    "ranpac": [], "simplecil": [], "slca": [0.5], "vpt": [0.5], "zscl": [0.9],
 }  # fmt: skip
 
 
@@ -194,7 +196,7 @@ def test_what_each_method_says_of_itself() -> None:
     assert said == {
         "split_invariant": {"simplecil", "fecam", "clip_prototypes", "clip_zeroshot", "rail"},
         "trains_backbone": {"cofima", "coma", "finetune", "joint_finetune", "slca"},
-        "adapts": {"aper", "ease", "lae", "mos", "mos_release"},
+        "adapts": {"aper", "ease", "lae", "mos", "mos_release", "zscl"},
         "prompted": {"coda_prompt", "dap", "dualprompt", "esn", "l2p", "vpt"},
         "keeps_data": {"agem", "clip_cache", "er", "gem", "joint", "joint_finetune"},
         "depends_on_test_batch": {"mos_release"},
@@ -202,7 +204,7 @@ def test_what_each_method_says_of_itself() -> None:
     assert {name: kind for name in methods.names() if (kind := methods.get(name).tags.backbone) != "any"} == {
         **dict.fromkeys(("coda_prompt", "dap", "dualprompt", "esn", "l2p", "vpt"), "vit"),
         **dict.fromkeys(("ease", "mos", "mos_release"), "transformer"),
-        **dict.fromkeys(("clip_cache", "clip_prototypes", "clip_zeroshot", "coop", "rail", "rapf"), "towers"),
+        **dict.fromkeys(("clip_cache", "clip_prototypes", "clip_zeroshot", "coop", "rail", "rapf", "zscl"), "towers"),
     }
 
 

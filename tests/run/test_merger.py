@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import perdure
 from perdure import Backbone, FeatureStore, methods
 from perdure.backbone.tiny import TINY, small_vit
-from perdure.checks.subject import equal, frozen_state, small_stream
+from perdure.checks.subject import equal, frozen_state, reference_for, small_stream
 from perdure.data import Stream, Task
 from perdure.errors import CheckpointError, ConfigError, DataError, NotFittedError, StorageError
 from perdure.learned import learned
@@ -56,7 +56,8 @@ def taught(store: FeatureStore) -> Any:
         seed: int = 0, **settings: Any,
     ) -> Method[Any]:  # fmt: skip
         fitting = small_vit() if kind.tags.backbone == "any" else TINY[kind.tags.backbone]()
-        method = kind(backbone or fitting, {**kind.tags.small, **settings}, seed=seed, store=store)
+        config = {**kind.tags.small, **settings}
+        method = kind(backbone or fitting, config, seed=seed, store=store, **reference_for(kind))
         for task in stream[:tasks]:
             method.fit_task(part(task, which))
         return method
@@ -79,6 +80,7 @@ REASONS = {
     "joint": ["features_ (of every image seen) differ", "mean_ (mean", "scale_ (their"],
     "mos": ["adapters_ differ, and sums_ ", "adapters_ differ, and gaussians_ "],
     "mos_release": ["prefix_ (S_t", "working_ (W"],
+    "zscl": ["texts_ (w_c"],
 }
 
 

@@ -24,7 +24,7 @@ import perdure
 from in_child import in_child
 from perdure import Backbone, FeatureStore, load_stream, methods
 from perdure.backbone.tiny import TINY, small_vit
-from perdure.checks.subject import equal, small_stream
+from perdure.checks.subject import equal, reference_for, small_stream
 from perdure.data.reading import READING
 from perdure.errors import (
     BackboneError,
@@ -81,7 +81,8 @@ def test_every_method_answers_and_learns_on_as_if_it_had_never_been_saved(
 ) -> None:
     kind = methods.get(name)
     made: Callable[[], Backbone] = small_vit if kind.tags.backbone == "any" else TINY[kind.tags.backbone]
-    straight = kind(made(), dict(kind.tags.small), seed=5, store=store)
+    given = reference_for(kind)
+    straight = kind(made(), dict(kind.tags.small), seed=5, store=store, **given)
     for task in STREAM[:2]:
         straight.fit_task(task)
     save(straight, tmp_path / "model")
@@ -91,6 +92,7 @@ def test_every_method_answers_and_learns_on_as_if_it_had_never_been_saved(
     assert equal(again.state_dict(), straight.state_dict())
     tests = STREAM.test(0).joined(STREAM.test(1))
     assert equal(list(again.scores_of(tests)), list(straight.scores_of(tests)))
+    vars(again).update(given)
     for each in (straight, again):
         each.fit_task(STREAM[2])
     assert equal(again.state_dict(), straight.state_dict())

@@ -12,7 +12,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -125,6 +125,12 @@ class OpenClipText(TextTower):
         )  # fmt: skip
         self.model = model.float()
         self._tokenizer, self._pad = tokenizer, int(tokenizer([""], context_length=context + 1)[0, -1])
+
+    def thawed_copy(self) -> Self:
+        """As every text tower; the scale of cosines, which no text passes through, is no part of it."""
+        other = super().thawed_copy()
+        other.model.logit_scale = other.model.logit_bias = None
+        return other
 
     def vectors(self, ids: Int[Tensor, "n l"]) -> Float[Tensor, "n l w"]:
         """As every text tower."""

@@ -57,6 +57,14 @@ class TextTower(nn.Module, abc.ABC):
                 raise BackboneError(self.name, "text", f"of at most {self.context} tokens", text, hint)
         return ids.to(next(self.parameters()).device)
 
+    def fits(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each text is of at most ``context`` tokens.
+
+        Args:
+            texts: any.
+        """
+        return self._tokens(texts)[1]
+
     def embeddings(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Raw embeddings without gradient, float32. Texts of one length pass together, so that none is padded.
 

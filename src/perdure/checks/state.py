@@ -108,7 +108,7 @@ def _spoiled(entry: Entry, value: Any, sizes: Sizes) -> Iterator[tuple[str, Any]
             for what, bad in _out_of_range(entry, sizes):
                 yield what, [*value[:-1], bad]
     else:
-        yield "of another kind", "text"
+        yield "of another kind", 0 if entry.kind is str else "text"
         yield from _out_of_range(entry, sizes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses as dc
+import functools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +19,13 @@ from perdure.backbone import Backbone
 from perdure.backbone.clip import tiny_clip
 from perdure.backbone.tiny import small_vit
 from perdure.config import laid_over
-from perdure.data import LabelledImages, Stream, Task
+from perdure.data import LabelledImages, Reference, Stream, Task
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
 from perdure.errors import PerdureError
 from perdure.memory import FeatureStore
 from perdure.methods import Method
+from perdure.methods.base_reference import ReferenceMethod
 from perdure.tags import BACKBONES
 
 CLASS_IDS = (100, -7, 42, 5, 2**40, 13)  # any integers in any order: an id is never a column
@@ -81,7 +83,8 @@ class Subject:
         config = self.kind.Config(**laid_over(tags.small, tags.learns if learns else {}))
         if settings:
             config = self.kind.Config(**_with(config.model_dump(), settings))
-        return self.kind(backbone or self.backbone, config, seed=seed, store=FeatureStore(self.folder))
+        store = FeatureStore(self.folder)
+        return self.kind(backbone or self.backbone, config, seed=seed, store=store, **reference_for(self.kind))
 
     def fitted(self, stream: Stream, upto: int | None = None, method: Method[Any] | None = None) -> Method[Any]:
         """A method fitted on the stream's tasks up to and without ``upto`` (all by default), from where it is."""
@@ -93,6 +96,22 @@ class Subject:
     def fail(self, check: str, must_be: str, got: object, hint: str) -> CheckFailedError:
         """The error that says which promise is broken."""
         return CheckFailedError(f"{self.kind.__name__}.{check}", "method", must_be, got, hint)
+
+
+def reference_for(kind: type[Method[Any]]) -> dict[str, Reference]:
+    """Made-up reference data by keyword, for a method that takes them; nothing for any other.
+
+    Args:
+        kind: the method's class.
+    """
+    return {"reference": small_reference()} if issubclass(kind, ReferenceMethod) else {}
+
+
+@functools.cache
+def small_reference() -> Reference:
+    """Made-up images and sentences, for methods that learn from reference data."""
+    images = synthetic_dataset(range(3), train_per_class=4, seed=7).train
+    return Reference(images, [f"a picture of some {word}" for word in ("stripes", "dots", "rings", "waves", "noise")])
 
 
 def small_stream(

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from perdure.data.images import ArraySource, FileSource, LabelledImages
     from perdure.data.loading import load_stream
     from perdure.data.preprocess import Preprocess
+    from perdure.data.reference import Reference
     from perdure.data.stream import Candidate, Stream, Task
 else:
     __getattr__, __dir__ = on_demand(__name__)
@@ -20,6 +21,7 @@ __all__ = [
     "FileSource",
     "LabelledImages",
     "Preprocess",
+    "Reference",
     "Stream",
     "Task",
     "load_dataset",

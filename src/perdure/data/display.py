@@ -106,6 +106,12 @@ def require_known(aliases: Mapping[str, str], names: Iterable[str]) -> None:
             raise UnknownNameError("aliases", "folder name", "a class's folder", folder, hint)
 
 
+def imagenet_sentences() -> list[str]:
+    """The names of each of ImageNet's 1000 classes, and then each class's names with its definition."""
+    info = ImageNetInfo("imagenet-1k")
+    return [info.index_to_description(k, detailed=detailed) for detailed in (False, True) for k in range(1000)]
+
+
 def _on_one_line(text: str) -> str:
     return " ".join(text.split())
 

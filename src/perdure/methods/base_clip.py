@@ -28,6 +28,11 @@ class NamedMethod(FeatureMethod[C]):
 
     backbone: TwoTowers
 
+    @property
+    def embedder(self) -> TwoTowers:
+        """As every method of features; its text tower reads the names."""
+        return self.backbone
+
     texts_: Tensor = learned("classes, d", torch.float32, "w_c: each class's text embedding, of length 1")
 
     def new_names(self) -> list[str]:
@@ -140,7 +145,7 @@ class ClipMethod(NamedMethod[P]):
             UnknownNameError: for a data set without templates.
         """
         texts = [text for name in names for text in self.sentences(name, dataset)]
-        each = normalised(float64(self.store.texts(self.backbone, texts)))
+        each = normalised(float64(self.store.texts(self.embedder, texts)))
         per_name = len(texts) // max(len(names), 1)
         return normalised(each.view(len(names), per_name, self.backbone.dim).mean(1)).float()
 

@@ -29,6 +29,19 @@ def masked_cross_entropy(
     return F.cross_entropy(logits[:, compared], torch.searchsorted(compared, columns))
 
 
+def distillation(teacher: Float[Tensor, "n c"], student: Float[Tensor, "n c"], temperature: float) -> Float[Tensor, ""]:
+    """``T² * mean CE(softmax(teacher / T), softmax(student / T))``: its floor is the teacher's entropy, not zero.
+
+    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+
+    Args:
+        teacher: logits, row by row.
+        student: logits of the same things.
+        temperature: T.
+    """
+    return temperature**2 * F.cross_entropy(student / temperature, (teacher / temperature).softmax(1))
+
+
 def norm_scaled(logits: Float[Tensor, "b c"], blocks: Float[Tensor, "c t"], tau: float) -> Float[Tensor, "b c"]:
     """``l / (tau nu)`` with nu the mean over tasks of (the norm of a task's logits + 1e-7); gradient flows through nu.
 
