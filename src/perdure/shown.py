@@ -17,6 +17,7 @@ from perdure.lines import EMPTY, Line, described, docstring_lines, entry_lines
 from perdure.methods import methods
 from perdure.run.method_file import names_file, typed_method
 from perdure.run.recipe import BackboneConfig, StreamConfig, override
+from perdure.run.reference_settings import ReferenceSettings, takes_reference
 from perdure.run.streams import STREAMS
 
 
@@ -35,7 +36,9 @@ def in_full(name: str, width: int, overrides: Sequence[str] = ()) -> list[Line]:
     """
     if names_file(name) or name in methods:
         kind = typed_method(name)[0]
-        return method_lines(kind, width, _settings(kind.Config, overrides) if overrides else None)
+        lines = method_lines(kind, width, _settings(kind.Config, overrides) if overrides else None)
+        beside = [EMPTY, *setting_lines("reference", ReferenceSettings, width)] if takes_reference(kind) else []
+        return [*lines, *beside]
     if name in datasets:
         refuse_settings(name, overrides)
         stream = setting_lines("stream", StreamConfig, width)

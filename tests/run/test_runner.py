@@ -27,8 +27,10 @@ from perdure.methods import Method, methods
 from perdure.methods.simplecil import SimpleCIL
 from perdure.run import Recipe, Results, Runner, load, load_recipe, read_results
 from perdure.run.checkpoint import load_state, save_state
+from perdure.run.reference_settings import takes_reference
 from perdure.run.selection import SELECTION_FILE
 from perdure.train.runtime import peak_rss_bytes
+from small_folders import fill
 
 SMALL = ["backbone.name=test_vit", "backbone.pretrained=false", "backbone.device=cpu"]
 
@@ -38,7 +40,13 @@ def small_settings(method: str) -> list[str]:
     small = {"joint": {"train": {"epochs": 3}}, "l2p": {"train": {"epochs": 1}}}.get(
         method, methods.get(method).tags.small
     )
-    return [f"method.{name}={json.dumps(value)}" for name, value in small.items()]
+    settings = [f"method.{name}={json.dumps(value)}" for name, value in small.items()]
+    if not takes_reference(methods.get(method)):
+        return settings
+    beside = Path(os.environ["PERDURE_CACHE"]).with_name("reference")  # the test's own folder
+    images, sentences = fill(beside, one=6), beside / "sentences.txt"
+    sentences.write_text("stripes\nsome dots\n")
+    return [*settings, f"reference.images={images}", f"reference.sentences={sentences}"]
 
 
 def recipe(method: str = "simplecil", *more: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -12,6 +13,7 @@ from perdure.data.stream import Candidate
 from perdure.errors import ConfigError
 from perdure.learned import learned
 from perdure.memory import FeatureStore
+from perdure.methods.base import Tags
 from perdure.methods.base_clip import ClipConfig, ClipMethod
 
 NEEDED: Final = (
@@ -65,6 +67,11 @@ class ReferenceMethod(ClipMethod[R]):
     def uses_reference(self) -> bool:
         """Whether, with these settings, it learns from reference data."""
         return self.config.uses_reference
+
+    @property
+    def promises(self) -> Tags:
+        """Nothing else is learned from where reference data are not used."""
+        return self.tags if self.uses_reference else dc.replace(self.tags, extra_data="")
 
     def require_names(self, classes: Sequence[Candidate]) -> None:
         """As every method; reference sentences are held to what the text tower reads, too."""

@@ -15,17 +15,18 @@ from perdure.backbone import Backbone
 from perdure.backbone.names import full_timm_name
 from perdure.backbone.registered import means_registered
 from perdure.config import KIND, Config, MethodConfig, load, parse_override
-from perdure.data import Stream, load_stream
+from perdure.data import Reference, Stream, load_stream
 from perdure.data.names import typed
 from perdure.errors import ConfigError, PerdureError, RecipeError, UnknownNameError, did_you_mean
 from perdure.memory import FeatureStore
 from perdure.methods import Method, methods
 from perdure.run.method_file import Kind, registered_method, short_name, typed_method
+from perdure.run.reference_settings import ReferenceSettings, reference_checks
 from perdure.run.stream_settings import StreamConfig as StreamConfig
 from perdure.run.stream_settings import image_checks
 from perdure.run.streams import places, without_name
 
-SECTIONS = ("stream", "backbone", "method", "seed")
+SECTIONS = ("stream", "backbone", "method", "seed", "reference")
 WRITTEN = ("fingerprints", "found", "versions")  # what a run adds to its recipe.yaml, for those who repeat it
 Find = Callable[[str], tuple[Kind, str | None]]  # a method's class by its name, and the hash of its file
 
@@ -53,6 +54,7 @@ class Recipe(Config):
         code: the SHA-256 of the file that the class was taken from; None for a registered one.
         method: its settings.
         seed: of everything random in the method.
+        reference: images and sentences beside the stream, for a method that learns from them; None without.
         found: what another run of it found in its data, if it is that run's ``recipe.yaml``; decides nothing.
     """
 
@@ -63,6 +65,7 @@ class Recipe(Config):
     code: str | None = None
     method: MethodConfig
     seed: int = Field(0, ge=0)
+    reference: ReferenceSettings | None = None
     found: Any = None
 
     @classmethod
@@ -91,6 +94,11 @@ class Recipe(Config):
         seed = _section(_Seed, "recipe", {"seed": values["seed"]} if "seed" in values else {}, problems)
         name = str(sections["method"].pop("name", ""))
         kind, code, config = _method(name, sections["method"], problems, find)
+        given = values.get("reference")
+        beside = None if given is None else _mapping(values, "reference", problems)
+        reference = _section(ReferenceSettings, "reference", given, problems) if isinstance(given, Mapping) else None
+        for attempt in reference_checks(beside, reference, kind, config) if config is not None else ():
+            _collect(problems, attempt)
         for attempt in image_checks(sections["stream"] if stream is None else stream.model_dump()):
             _collect(problems, attempt)
         if backbone is not None:
@@ -100,7 +108,7 @@ class Recipe(Config):
             raise RecipeError(problems)
         return cls.model_construct(
             stream=stream, backbone=backbone, method_name=short_name(name), kind=kind, code=code, method=config,
-            seed=seed.seed if seed else 0, found=values.get("found"),
+            seed=seed.seed if seed else 0, reference=reference, found=values.get("found"),
         )  # fmt: skip
 
     def values(self) -> dict[str, Any]:
@@ -110,6 +118,7 @@ class Recipe(Config):
             "backbone": self.backbone.model_dump(),
             "method": {"name": self.method_name, **self.method.model_dump()},
             "seed": self.seed,
+            **({"reference": self.reference.model_dump()} if self.reference else {}),
         }
 
     def identity(self) -> dict[str, Any]:
@@ -132,13 +141,23 @@ class Recipe(Config):
         """The backbone it describes; raises as :meth:`perdure.Backbone.load` does."""
         return Backbone.load(**self.backbone.model_dump())
 
-    def make_method(self, backbone: Backbone, store: FeatureStore) -> Method:
+    def load_reference(self) -> Reference | None:
+        """The reference data it describes, if any; raises as :meth:`perdure.data.Reference.load` does."""
+        return Reference.load(**self.reference.model_dump()) if self.reference else None
+
+    def make_method(self, backbone: Backbone, store: FeatureStore, reference: Reference | None = None) -> Method:
         """The untrained method it describes.
+
+        Args:
+            backbone: the pretrained model.
+            store: of features.
+            reference: the recipe's, for a method that learns from reference data.
 
         Raises:
             BackboneError: for a backbone that the method cannot use.
         """
-        method: Method = self.kind(backbone, self.method, seed=self.seed, store=store)
+        given = {"reference": reference} if reference else {}
+        method: Method = self.kind(backbone, self.method, seed=self.seed, store=store, **given)
         return method
 
 

@@ -84,12 +84,13 @@ class Runner:
             RunDirectoryError: if the directory belongs to another recipe, or another process is running it.
             StorageError: if the disk is full; all finished tasks are kept.
         """
-        method = self.recipe.make_method(self.recipe.load_backbone(), self.store)
+        backbone, reference = self.recipe.load_backbone(), self.recipe.load_reference()
+        method = self.recipe.make_method(backbone, self.store, reference)
         stream = self.recipe.load_stream()
         if method.tags.class_names:  # a method that is thrown away: the one that learns meets names with their tasks
-            self.recipe.make_method(method.backbone, self.store).require_names(stream.candidates)
+            self.recipe.make_method(method.backbone, self.store, reference).require_names(stream.candidates)
         with self._locked():
-            return self._run(stream, method)
+            return self._run(stream, method, {"reference": reference.fingerprint} if reference else {})
 
     def _locked(self) -> AcquireReturnProxy:
         with self._writing():
@@ -100,9 +101,9 @@ class Runner:
                 hint = "Wait for it, or give another --out"
                 raise RunDirectoryError("run", "directory", "free", f"{self.out}, in use by a process", hint) from None
 
-    def _run(self, stream: Stream, method: Method) -> Results:
+    def _run(self, stream: Stream, method: Method, others: Mapping[str, str]) -> Results:
         backbone = method.backbone
-        fingerprints = {"stream": stream.fingerprint, "backbone": backbone.fingerprint}
+        fingerprints = {"stream": stream.fingerprint, "backbone": backbone.fingerprint, **others}
         if self.recipe.code:
             fingerprints["method"] = self.recipe.code
         self._claim(stream, fingerprints)
