@@ -56,8 +56,9 @@ BOUNDS: dict[str, Bounds] = {  # by the last part of a setting's path, or by all
     "value": POSITIVE, "vote": COUNT, "warmup": FROM_0, "weight": SHARE, "weight_decay": NOT_NEGATIVE,
     "rail.beta": SHARE, "rail.ridge": POSITIVE, "gamma": POSITIVE, "scale": POSITIVE,
     "esn.beta": POSITIVE, "esn.weight": NOT_NEGATIVE,
-    "candidates": ([[], [0.0]], [[1e-12], [1.0, 0.5]]), "depth": NOT_NEGATIVE, "heads": COUNT,
+    "candidates": ([[], [0.0]], [[1e-12], [1.0, 0.5]]), "depth": NOT_NEGATIVE, "dropout": SHARE_BELOW_1, "heads": COUNT,
     "margin": NOT_NEGATIVE, "n_images": COUNT, "n_per_class": COUNT, "per_step": COUNT, "per_class": COUNT,
+    "projected": NOT_NEGATIVE,
     "text": SHARE,
     "blocks": COUNT, "decay": SHARE_BETWEEN, "held": SHARE_BELOW_1, "turnover": SHARE_BETWEEN,
 }  # fmt: skip
@@ -65,7 +66,10 @@ MIN_SCALE = {
     "agem": [1.0], "aper": [0.05], "cofima": [0.5], "coma": [0.5], "coda_prompt": [0.08], "dap": [1.0],
     "dualprompt": [0.5], "ease": [0.05], "er": [1.0], "esn": [0.08], "fecam": [], "finetune": [0.5], "gem": [1.0],
     "joint": [], "joint_finetune": [0.5], "l2p": [0.5], "lae": [0.08], "mos": [0.05], "mos_release": [0.05],
-    **{name: [] for name in ("clip_cache", "clip_linear", "clip_prototypes", "clip_zeroshot", "coop", "rail", "rapf")},
+    **{
+        name: []
+        for name in ("clip_cache", "clip_linear", "clip_prototypes", "clip_zeroshot", "coop", "proof", "rail", "rapf")
+    },
     "ranpac": [], "simplecil": [], "slca": [0.5], "vpt": [0.5], "zscl": [0.9],
 }  # fmt: skip
 
@@ -198,13 +202,15 @@ def test_what_each_method_says_of_itself() -> None:
         "trains_backbone": {"cofima", "coma", "finetune", "joint_finetune", "slca"},
         "adapts": {"aper", "ease", "lae", "mos", "mos_release", "zscl"},
         "prompted": {"coda_prompt", "dap", "dualprompt", "esn", "l2p", "vpt"},
-        "keeps_data": {"agem", "clip_cache", "er", "gem", "joint", "joint_finetune"},
+        "keeps_data": {"agem", "clip_cache", "er", "gem", "joint", "joint_finetune", "proof"},
         "depends_on_test_batch": {"mos_release"},
     }
     assert {name: kind for name in methods.names() if (kind := methods.get(name).tags.backbone) != "any"} == {
         **dict.fromkeys(("coda_prompt", "dap", "dualprompt", "esn", "l2p", "vpt"), "vit"),
         **dict.fromkeys(("ease", "mos", "mos_release"), "transformer"),
-        **dict.fromkeys(("clip_cache", "clip_prototypes", "clip_zeroshot", "coop", "rail", "rapf", "zscl"), "towers"),
+        **dict.fromkeys(
+            ("clip_cache", "clip_prototypes", "clip_zeroshot", "coop", "rail", "rapf", "zscl", "proof"), "towers"
+        ),
     }
 
 

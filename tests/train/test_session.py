@@ -331,6 +331,17 @@ def test_what_is_slow_has_its_own_rate_and_the_same_schedule_decay_and_clipping(
     assert [a / b for a, b in zip(after, seen, strict=True)] == pytest.approx([1 - 0.05, 1 - 0.0005])
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_what_is_not_to_decay_learns_at_the_peak_rate_without_decay(optimizer: str) -> None:
+    p, config = single(), Training(lr=0.1, epochs=1, batch_size=1, optimizer={"name": optimizer, "weight_decay": 0.5})
+    session = Session(Rows(1, config), config, rng(), fast=[single(3.0)], undecayed=[p])
+    session.run(lambda _: 2.0 * p + 0.0 * session.learned[0])
+    assert p.item() == pytest.approx(0.8 if optimizer == "sgd" else 0.9)
+    assert session.learned[1] is p
+    assert session.learned[0].item() < 3
+    assert p.grad is None
+
+
 @pytest.mark.parametrize("size", [1, 4, 10, 11])
 def test_an_epoch_covers_each_position_once_in_an_order_of_its_own(size: int) -> None:
     config = Training(lr=0.1, epochs=1, batch_size=size)

@@ -156,7 +156,7 @@ class TwoTowers(Backbone):
         return other
 
 
-def normalised(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+def normalised(embeddings: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
     """Rows of length 1.
 
     Args:

@@ -81,7 +81,7 @@ class NamedMethod(FeatureMethod[C]):
         """Scaled cosines with text embeddings, of classes that need not be taught."""
         return self.backbone.logit_scale * cosine_scores(features, texts)
 
-    def texts_among(self, candidates: Sequence[Candidate]) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
+    def texts_among(self, candidates: Sequence[Candidate]) -> tuple[Float[Tensor, "n ..."], Int[Tensor, " n"]]:
         """The candidates' text embeddings, and their score columns; -1 for those that were not taught.
 
         Args:
@@ -90,7 +90,7 @@ class NamedMethod(FeatureMethod[C]):
         column = {name: i for i, name in enumerate(self.names_)}
         columns = torch.tensor([column.get(c.name, -1) for c in candidates], dtype=torch.long)
         new = [c for c in candidates if c.name not in column]
-        texts = torch.empty(len(candidates), self.texts_.shape[1])
+        texts = self.texts_.new_empty(len(candidates), *self.texts_.shape[1:])
         texts[columns >= 0] = self.texts_[columns[columns >= 0]]
         if new:
             texts[columns < 0] = self._embedded(new)
@@ -100,13 +100,16 @@ class NamedMethod(FeatureMethod[C]):
         self, data: LabelledImages, candidates: Sequence[Candidate]
     ) -> Iterator[Float[Tensor, "b candidates"]]:
         texts, columns = self.texts_among(candidates)
-        taught, new = columns >= 0, columns < 0
+        new = columns < 0
+        columns[new] = len(self.names_) + torch.arange(int(new.sum()))
+        yield from (scores[:, columns] for scores in self._scores_beside(data, texts[new]))
+
+    def _scores_beside(self, data: LabelledImages, texts: Float[Tensor, "n ..."]) -> Iterator[Float[Tensor, "b all"]]:
+        """The scores of the classes seen, and then of n that were never taught, by their text embeddings."""
         for features in self.store.features(self.embedder, data, label="test features").batches():
             with torch.no_grad():
-                scores = torch.empty(len(features), len(candidates))
-                scores[:, taught] = self._scores_from_features(features)[:, columns[taught]]
-                scores[:, new] = self._scores_by_text(features, texts[new])
-                yield scores
+                both = self._scores_from_features(features), self._scores_by_text(features, texts)
+                yield torch.cat(both, dim=1)
 
 
 class ClipConfig(MethodConfig):
@@ -115,6 +118,12 @@ class ClipConfig(MethodConfig):
     templates: Templates | dict[str, Templates] = Field(
         "photo", description="a list's name, templates with {} for the name, a .txt file of them, or these by data set"
     )
+
+    @property
+    def most_templates(self) -> int:
+        """How many a class has, or has at most where data sets differ."""
+        lists = self.templates.values() if isinstance(self.templates, Mapping) else [self.templates]
+        return max(len(templates_of(each)) for each in lists)
 
     @field_validator("templates")
     @classmethod
@@ -144,10 +153,22 @@ class ClipMethod(NamedMethod[P]):
             BackboneError: for a text of too many tokens.
             UnknownNameError: for a data set without templates.
         """
+        each = normalised(float64(self.sentence_embeddings(names, dataset)))
+        return normalised(each.mean(1)).float()
+
+    def sentence_embeddings(self, names: Sequence[str], dataset: str | None) -> Float[Tensor, "n templates d"]:
+        """Raw text embeddings, one for every template.
+
+        Args:
+            names: as for :meth:`class_texts`.
+            dataset: as for :meth:`class_texts`.
+
+        Raises:
+            BackboneError, UnknownNameError: as for :meth:`class_texts`.
+        """
         texts = [text for name in names for text in self.sentences(name, dataset)]
-        each = normalised(float64(self.store.texts(self.embedder, texts)))
         per_name = len(texts) // max(len(names), 1)
-        return normalised(each.view(len(names), per_name, self.backbone.dim).mean(1)).float()
+        return self.store.texts(self.embedder, texts).view(len(names), per_name, self.backbone.dim)
 
     def sentences(self, name: str, dataset: str | None) -> list[str]:
         """The templates with a name in them.
@@ -167,8 +188,8 @@ class ClipMethod(NamedMethod[P]):
     def _require_readable(self, candidate: Candidate) -> None:
         self.backbone.text.tokens(self.sentences(candidate.text, candidate.dataset))
 
-    def _embedded(self, candidates: Sequence[Candidate]) -> Float[Tensor, "n d"]:
-        found = self.texts_.new_empty(len(candidates), self.backbone.dim)
+    def _embedded(self, candidates: Sequence[Candidate]) -> Float[Tensor, "n ..."]:
+        found = self.texts_.new_empty(len(candidates), *self.texts_.shape[1:])
         for dataset in {c.dataset for c in candidates}:
             at = [i for i, c in enumerate(candidates) if c.dataset == dataset]
             found[at] = self.class_texts([candidates[i].text for i in at], dataset)

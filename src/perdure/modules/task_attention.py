@@ -10,8 +10,6 @@ weighted mean of the tokens: no product with every token is left that is larger 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from perdure.modules.heads import float64
+from perdure.modules.stack import GrowingStack
 
 EPS = 1e-5  # of both layer norms
 
@@ -71,8 +70,8 @@ class TaskAttention(nn.Module):
         return out
 
 
-class TaskAttentions(nn.Module):
-    """One block per task. Only the newest is ever trained; loading a state makes as many as it holds.
+class TaskAttentions(GrowingStack):
+    """One block per task. Only the newest is ever trained.
 
     Args:
         token: initial value of every task's token.
@@ -81,25 +80,9 @@ class TaskAttentions(nn.Module):
 
     def __init__(self, token: Float[Tensor, " d"], heads: int) -> None:
         super().__init__()
-        self.parts = nn.ModuleList()
         self.register_buffer("start", token.detach().clone(), persistent=False)
         self.start: Tensor
         self.heads = heads
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def one(self) -> dict[str, Tensor]:
-        """The state of one block."""
-        return dict(self._new(torch.Generator()).state_dict())
-
-    def add(self, rng: torch.Generator) -> None:
-        """Adds a task's block, frozen for now.
-
-        Args:
-            rng: of its initial values.
-        """
-        self.parts.append(self._new(rng).requires_grad_(False))
 
     @torch.no_grad()
     def exact(self, tokens: Float[Tensor, "b n d"]) -> list[Float[Tensor, "b d"]]:
@@ -112,21 +95,7 @@ class TaskAttentions(nn.Module):
         return [copy.deepcopy(part).to(x.device, x.dtype)(x) for part in self.parts]
 
     def _new(self, rng: torch.Generator) -> TaskAttention:
-        return TaskAttention(self.start, self.heads, rng).to(self.start.device)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As in torch; blocks are added or taken away as needed.
-
-        Args:
-            state_dict: from :meth:`state_dict`.
-            strict: as in torch.
-            assign: as in torch.
-        """
-        n = len({name.split(".")[1] for name in state_dict})
-        self.parts = self.parts[:n]
-        while len(self) < n:
-            self.add(torch.Generator())
-        return super().load_state_dict(state_dict, strict, assign)
+        return TaskAttention(self.start, self.heads, rng)
 
 
 def _linear(n_in: int, n_out: int, rng: torch.Generator) -> nn.Linear:

@@ -18,7 +18,7 @@ from perdure.memory.exemplars import Policy
 from perdure.train.batches import Kept
 
 
-class Memory(Config):
+class Budget(Config):
     """What is kept of earlier tasks, chosen at the end of each."""
 
     policy: Policy = Field(
@@ -26,12 +26,17 @@ class Memory(Config):
     )
     n_per_class: int = Field(20, ge=1, description="images kept of each class")
     n_images: int | None = Field(None, ge=1, description="images kept in all; then n_per_class is not used")
-    per_step: int = Field(16, ge=1, description="kept images in every step, drawn anew without repetition")
 
     def make(self) -> Exemplars:
         """An empty memory."""
         each = self.n_per_class if self.n_images is None else None
         return Exemplars(self.policy, n_images=self.n_images, n_per_class=each)
+
+
+class Memory(Budget):
+    """What is kept, and how many of it every step takes."""
+
+    per_step: int = Field(16, ge=1, description="kept images in every step, drawn anew without repetition")
 
 
 def kept(exemplars: Exemplars, columns_of: Callable[[np.ndarray], Int[Tensor, " n"]], per_step: int) -> Kept | None:

@@ -40,6 +40,7 @@ class Session(Generic[B]):
             frozen afterwards; parameters are taken as they are.
         slow: what learns at another rate.
         slow_factor: that rate, in units of ``config.peak``.
+        undecayed: what learns at the peak rate without weight decay.
         stage: what to call it in events.
         progress: called after every step.
     """
@@ -53,16 +54,17 @@ class Session(Generic[B]):
         fast: Learns,
         slow: Learns = (),
         slow_factor: float = 1.0,
+        undecayed: Learns = (),
         stage: str = "training",
         progress: Progress = no_progress,
     ) -> None:
         self.source, self.config, self.stage, self.progress = source, config, stage, progress
-        parts: tuple[list[nn.Module | nn.Parameter], ...] = (list(fast), list(slow))
+        parts: tuple[list[nn.Module | nn.Parameter], ...] = (list(fast), list(slow), list(undecayed))
         self.modules = [m for part in parts for m in part if isinstance(m, nn.Module)]
         self._adapters = [adapter for part in self.modules for adapter in adapters_in(part)]
         self.dropout = _dropout_of(self._adapters, rng)
-        rates = (config.peak, config.peak * slow_factor)
-        groups = [{"params": parameters_of(part), "peak": rate} for part, rate in zip(parts, rates, strict=True)]
+        peaks = [{"peak": config.peak}, {"peak": config.peak * slow_factor}, {"peak": config.peak, "weight_decay": 0.0}]
+        groups = [{"params": parameters_of(part), **how} for part, how in zip(parts, peaks, strict=True)]
         groups = [group for group in groups if group["params"]]
         self.learned = [p for part in parts for p in parameters_of(part)]
         self.optimizer = config.optimizer.make(groups, config.peak)
