@@ -16,8 +16,8 @@ from perdure.data import Task
 from perdure.data.stream import class_incremental
 from perdure.data.synthetic import synthetic_dataset
 from perdure.methods.rapf import RAPF, RAPFConfig
-from perdure.modules.fusion import fused
 from perdure.modules.gaussians import Gaussians
+from perdure.modules.map_fusion import fused
 from perdure.train.rehearsal import add_by_class, visits
 from tiny_clip import clip
 

@@ -16,9 +16,9 @@ from perdure.data.stream import Candidate
 from perdure.methods import rapf as module
 from perdure.methods.clip_zeroshot import ClipZeroShot
 from perdure.methods.rapf import RAPF, RAPFConfig
-from perdure.modules.fusion import fused
 from perdure.modules.gaussians import Gaussians
 from perdure.modules.losses import separation
+from perdure.modules.map_fusion import fused
 from perdure.modules.normal import Normal
 from perdure.train.rehearsal import add_by_class, near_names, visits
 from perdure.train.session import Session

@@ -15,10 +15,11 @@ class Small(Stateful):
 
     seen_: list[int] = learned("seen", int)
     meaning_: str = learned_constant("of the list")
+    table_: str = learned_constant("a hash of a table", of="table")
 
     def __init__(self, width: int = 2) -> None:
         self._empty()
-        self.meaning_ = "numbers"
+        self.meaning_, self.table_ = "numbers", "0123"
         self.layer_ = nn.Linear(width, 1)
 
 
@@ -28,6 +29,10 @@ def test_a_state_is_taken_over() -> None:
     assert other.load_state_dict(one.state_dict()).seen_ == [3, 1]
     assert torch.equal(one.layer_.weight, other.layer_.weight)
     assert one.sizes_in(one.state_dict()) == {"seen": 2}
+
+
+def test_hashes_among_the_constants_are_fingerprints() -> None:
+    assert Small().fingerprints == {"table": "0123"}
 
 
 def test_a_module_that_is_not_declared_refuses_by_itself_and_nothing_is_changed() -> None:

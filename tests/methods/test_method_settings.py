@@ -60,16 +60,16 @@ BOUNDS: dict[str, Bounds] = {  # by the last part of a setting's path, or by all
     "margin": NOT_NEGATIVE, "n_images": COUNT, "n_per_class": COUNT, "per_step": COUNT, "per_class": COUNT,
     "projected": NOT_NEGATIVE,
     "text": SHARE,
+    "booster_prompt": COUNT, "clip_prompt": COUNT, "context": COUNT, "distil": NOT_NEGATIVE, "hidden": COUNT,
+    "init_seed": FROM_0, "rate": SHARE, "rate_weight": NOT_NEGATIVE,
     "blocks": COUNT, "decay": SHARE_BETWEEN, "held": SHARE_BELOW_1, "turnover": SHARE_BETWEEN,
 }  # fmt: skip
 MIN_SCALE = {
     "agem": [1.0], "aper": [0.05], "cofima": [0.5], "coma": [0.5], "coda_prompt": [0.08], "dap": [1.0],
     "dualprompt": [0.5], "ease": [0.05], "er": [1.0], "esn": [0.08], "fecam": [], "finetune": [0.5], "gem": [1.0],
     "joint": [], "joint_finetune": [0.5], "l2p": [0.5], "lae": [0.08], "mos": [0.05], "mos_release": [0.05],
-    **{
-        name: []
-        for name in ("clip_cache", "clip_linear", "clip_prototypes", "clip_zeroshot", "coop", "proof", "rail", "rapf")
-    },
+    **{name: [] for name in ("clip_cache", "clip_linear", "clip_prototypes", "clip_zeroshot", "coop")},
+    **{name: [] for name in ("promptfusion", "proof", "rail", "rapf")},
     "ranpac": [], "simplecil": [], "slca": [0.5], "vpt": [0.5], "zscl": [0.9],
 }  # fmt: skip
 
@@ -201,16 +201,15 @@ def test_what_each_method_says_of_itself() -> None:
         "split_invariant": {"simplecil", "fecam", "clip_prototypes", "clip_zeroshot", "rail"},
         "trains_backbone": {"cofima", "coma", "finetune", "joint_finetune", "slca"},
         "adapts": {"aper", "ease", "lae", "mos", "mos_release", "zscl"},
-        "prompted": {"coda_prompt", "dap", "dualprompt", "esn", "l2p", "vpt"},
-        "keeps_data": {"agem", "clip_cache", "er", "gem", "joint", "joint_finetune", "proof"},
+        "prompted": {"coda_prompt", "dap", "dualprompt", "esn", "l2p", "promptfusion", "vpt"},
+        "keeps_data": {"agem", "clip_cache", "er", "gem", "joint", "joint_finetune", "promptfusion", "proof"},
         "depends_on_test_batch": {"mos_release"},
     }
     assert {name: kind for name in methods.names() if (kind := methods.get(name).tags.backbone) != "any"} == {
         **dict.fromkeys(("coda_prompt", "dap", "dualprompt", "esn", "l2p", "vpt"), "vit"),
         **dict.fromkeys(("ease", "mos", "mos_release"), "transformer"),
-        **dict.fromkeys(
-            ("clip_cache", "clip_prototypes", "clip_zeroshot", "coop", "rail", "rapf", "zscl", "proof"), "towers"
-        ),
+        **dict.fromkeys(("clip_cache", "clip_prototypes", "clip_zeroshot", "coop"), "towers"),
+        **dict.fromkeys(("promptfusion", "proof", "rail", "rapf", "zscl"), "towers"),
     }
 
 

@@ -13,7 +13,7 @@ from perdure.run import Recipe, Runner, load_recipe
 from small_folders import fill_named
 
 
-@pytest.mark.parametrize("method", ["clip_zeroshot", "coop"])
+@pytest.mark.parametrize("method", ["clip_zeroshot", "coop", "promptfusion"])
 @pytest.mark.parametrize(
     ("name", "error", "match"),
     [

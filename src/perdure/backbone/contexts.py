@@ -23,23 +23,24 @@ class NamedContexts:
         tower: that reads them.
         names: of classes.
         length: M, vectors.
+        placeholders: tokens ``X`` that stay between the vectors and the name.
 
     Raises:
         BackboneError: for a name that is too long beside M tokens, with its text.
     """
 
-    def __init__(self, tower: TextTower, names: Sequence[str], length: int) -> None:
-        self.ids = tower.tokens([f"{' '.join([PLACE] * length)} {name}." for name in names])
+    def __init__(self, tower: TextTower, names: Sequence[str], length: int, placeholders: int = 0) -> None:
+        self.ids = tower.tokens([f"{' '.join([PLACE] * (length + placeholders))} {name}." for name in names])
         start = first_place(tower)
         with torch.no_grad():
             vectors = tower.vectors(self.ids)
         self._before, self._behind = vectors[:, :start], vectors[:, start + length :]
 
-    def filled(self, context: Float[Tensor, "m w"]) -> Float[Tensor, "n l w"]:
+    def filled(self, context: Float[Tensor, "m w"] | Float[Tensor, "n m w"]) -> Float[Tensor, "n l w"]:
         """Token vectors with the context in its place; ``TextTower.encode`` takes them with ``ids``.
 
         Args:
-            context: V.
+            context: V, of all names or of each.
         """
         return torch.cat([self._before, context.expand(len(self.ids), -1, -1), self._behind], dim=1)
 

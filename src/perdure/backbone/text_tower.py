@@ -53,7 +53,9 @@ class TextTower(nn.Module, abc.ABC):
         ids, fits = self._tokens(texts)
         for text, whole in zip(texts, fits, strict=True):
             if not whole:
-                hint = "Shorten the class's name (stream.aliases gives it another), the template, or CoOp's contexts"
+                hint = (
+                    "Shorten the class's name (stream.aliases gives it another), the template, or the learned contexts"
+                )
                 raise BackboneError(self.name, "text", f"of at most {self.context} tokens", text, hint)
         return ids.to(next(self.parameters()).device)
 

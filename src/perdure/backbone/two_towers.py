@@ -107,13 +107,18 @@ class TwoTowers(Backbone):
 
     def embed(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """As every backbone: raw embeddings."""
-        return self._projected(super().embed(images))
+        return self.projected(super().embed(images))
 
     def pool(self, tokens: TokenOutput) -> Float[Tensor, "b d"]:
         """As every backbone: raw embeddings."""
-        return self._projected(super().pool(tokens))
+        return self.projected(super().pool(tokens))
 
-    def _projected(self, pooled: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
+    def projected(self, pooled: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
+        """Raw embeddings of what was pooled from the image tower's tokens, behind its norms.
+
+        Args:
+            pooled: of the tower's width.
+        """
         n = len(pooled)
         if self.device.type == "cpu":  # a product of two rows rounds otherwise than one of eight
             pooled = F.pad(pooled, (0, 0, 0, max(CPU_BATCH - n, 0)))

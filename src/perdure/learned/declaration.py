@@ -58,6 +58,7 @@ class _Constant(Declaration):
     what: ClassVar[str] = "a constant"
 
     meaning: str
+    of: str = ""
     merges: Merges = ""
     under: str = ""
 
@@ -113,13 +114,23 @@ def learned_module(
     return _Module(dict(entries), meaning, rest, each, merges, under)
 
 
-def learned_constant(meaning: str) -> Any:
+def learned_constant(meaning: str, *, of: str = "") -> Any:
     """Declares a plain value that a state must share with the method that takes it over.
 
     Args:
         meaning: what it is, in few words.
+        of: of a hash: what it is of. A run keeps it among its fingerprints, by this name.
     """
-    return _Constant(meaning)
+    return _Constant(meaning, of)
+
+
+def hashes(kind: type) -> dict[str, str]:
+    """What the hashes are of that a class declares as constants, and the attribute of each.
+
+    Args:
+        kind: a method's class.
+    """
+    return {thing.of: name for name, thing in declarations(kind).items() if isinstance(thing, _Constant) and thing.of}
 
 
 def declarations(kind: type) -> dict[str, Declaration]:

@@ -9,7 +9,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from perdure.errors import CheckpointError, ConfigError
-from perdure.learned.declaration import declarations
+from perdure.learned.declaration import declarations, hashes
 from perdure.learned.entry import Sizes
 
 State = dict[str, Any]
@@ -41,6 +41,11 @@ class Stateful:
     def state_dict(self) -> State:
         """Everything learned: tensors, module states, and plain values."""
         return {k: v.state_dict() if isinstance(v, nn.Module) else v for k, v in self._learned().items()}
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The hashes of what else decides what is learned, beside the backbone and the images, by what they are of."""
+        return {of: getattr(self, name) for of, name in hashes(type(self)).items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Self:
         """Takes over a state written by :meth:`state_dict`; if it is refused, the method is as it was before.

@@ -19,19 +19,14 @@ from perdure.data.stream import Candidate
 from perdure.data.templates import Templates, filled, templates_of, written_out
 from perdure.errors import PerdureError, StreamError
 from perdure.learned import learned
-from perdure.methods.base import C, FeatureMethod
+from perdure.methods.base import C, FeatureMethod, Method
 from perdure.modules.heads import cosine_scores, float64
 
 
-class NamedMethod(FeatureMethod[C]):
-    """A method on a CLIP that decides from cached image embeddings and one text embedding per class."""
+class TextMethod(Method[C]):
+    """A method on a CLIP that has one text embedding per class."""
 
     backbone: TwoTowers
-
-    @property
-    def embedder(self) -> TwoTowers:
-        """As every method of features; its text tower reads the names."""
-        return self.backbone
 
     texts_: Tensor = learned("classes, d", torch.float32, "w_c: each class's text embedding, of length 1")
 
@@ -61,6 +56,19 @@ class NamedMethod(FeatureMethod[C]):
                 where = f"{type(self).__name__}.fit_task"
                 raise StreamError(where, f"text of class {name!r}", f"{known!r}, as it was taught", text, hint)
 
+    @abc.abstractmethod
+    def _require_readable(self, candidate: Candidate) -> None:
+        """Refuses a class whose name makes too long a text."""
+
+
+class NamedMethod(TextMethod[C], FeatureMethod[C]):
+    """Such a method that decides from cached image embeddings."""
+
+    @property
+    def embedder(self) -> TwoTowers:
+        """As every method of features; its text tower reads the names."""
+        return self.backbone
+
     def _learn(self, task: Task, rng: torch.Generator) -> None:
         self._learn_names(task)
         super()._learn(task, rng)
@@ -68,10 +76,6 @@ class NamedMethod(FeatureMethod[C]):
     @abc.abstractmethod
     def _learn_names(self, task: Task) -> None:
         """Called before a task's images are looked at."""
-
-    @abc.abstractmethod
-    def _require_readable(self, candidate: Candidate) -> None:
-        """Refuses a class whose name makes too long a text."""
 
     @abc.abstractmethod
     def _embedded(self, candidates: Sequence[Candidate]) -> Float[Tensor, "n d"]:

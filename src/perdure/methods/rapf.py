@@ -34,10 +34,10 @@ from perdure.learned import learned, learned_module
 from perdure.memory import Features
 from perdure.methods.base import Tags, methods
 from perdure.methods.base_clip import ClipConfig, ClipMethod
-from perdure.modules.fusion import fused
 from perdure.modules.gaussians import Gaussians
 from perdure.modules.heads import cosine_scores, float64
 from perdure.modules.losses import separation
+from perdure.modules.map_fusion import fused
 from perdure.train.rehearsal import Old, Rehearsed, RehearsedRows, add_by_class, near_names
 from perdure.train.session import Session
 from perdure.train.settings import Adam, Milestone, Training

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from perdure.learned import learned
+from perdure.learned import Entry, learned
 
 HeadInit = Literal[
     "normal_0.001", "normal_0.01", "normal_0.02", "zeros", "torch_linear", "kaiming_uniform", "kaiming_fan_out"
@@ -26,6 +26,15 @@ class GrowingLinear(nn.Module):
     """
 
     STATE: ClassVar = {"weight": learned("classes, d", torch.float32), "bias": learned("classes", torch.float32)}
+
+    @staticmethod
+    def state(dim: str) -> dict[str, Entry]:
+        """:attr:`STATE` of a head on features of another size than d.
+
+        Args:
+            dim: the size's name.
+        """
+        return {**GrowingLinear.STATE, "weight": learned(f"classes, {dim}", torch.float32)}
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -103,7 +103,8 @@ class Runner:
 
     def _run(self, stream: Stream, method: Method, others: Mapping[str, str]) -> Results:
         backbone = method.backbone
-        fingerprints = {"stream": stream.fingerprint, "backbone": backbone.fingerprint, **others}
+        own = {"stream": stream.fingerprint, "backbone": backbone.fingerprint}
+        fingerprints = {**own, **method.fingerprints, **others}
         if self.recipe.code:
             fingerprints["method"] = self.recipe.code
         self._claim(stream, fingerprints)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from perdure.modules.fusion import fused
+from perdure.modules.map_fusion import fused
 
 
 def by_the_formula(old: Tensor, new: Tensor, b: float, flips: Tensor) -> Tensor:
