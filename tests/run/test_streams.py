@@ -58,13 +58,23 @@ def test_a_name_stands_for_so_many_tasks_in_the_fields_order(name: str, monkeypa
 
 
 def test_every_name_is_held_to_that() -> None:
-    assert {*TASKS, "core50-domains", "caltech101-cifar10-fashion-mnist", "x-tail-16-shot"} == STREAMS.keys()
+    others = {"core50-domains", "caltech101-cifar10-fashion-mnist", "mtil-order-1", "mtil-order-2", "x-tail-16-shot"}
+    assert {*TASKS, *others} == STREAMS.keys()
 
 
 def test_core50_comes_by_domain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_settings, "_require_there", lambda *_: None)
     stream = asked("stream.preset=core50-domains").stream
     assert (stream.data, stream.scenario, stream.domain_order, stream.tasks) == ("data/core50", "domain", None, None)
+
+
+def test_both_orders_of_mtil_have_the_same_eleven_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_settings, "_require_there", lambda *_: None)
+    one, two = (asked(f"stream.preset=mtil-order-{number}").stream for number in (1, 2))
+    assert (one.datasets[:3], one.datasets[-1]) == (["data/aircraft", "data/caltech101", "cifar100"], "data/sun397")
+    assert (two.datasets[0], two.datasets[-2:]) == ("data/cars", ["data/eurosat", "cifar100"])
+    assert {*one.datasets} == {*two.datasets}
+    assert (len(one.datasets), one.tasks, two.tasks, one.order_seed) == (11, 1, 1, None)
 
 
 def test_a_name_may_stand_for_several_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:

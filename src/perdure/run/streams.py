@@ -15,7 +15,10 @@ SURVEY = {
     "omnibenchmark": (20, 30), "vtab": (10,), "aircraft": (10,), "cars": (10,), "food": (10,), "sun": (30,),
     "ucf": (10,),
 }  # fmt: skip
-X_TAIL = ("aircraft", "caltech101", "dtd", "eurosat", "flowers", "food", "mnist", "pets", "cars", "sun397")
+MTIL = (  # the eleven data sets of Zheng et al., ICCV 2023, in both of their orders
+    ("aircraft", "caltech101", "cifar100", "dtd", "eurosat", "flowers", "food", "mnist", "pets", "cars", "sun397"),
+    ("cars", "food", "mnist", "pets", "flowers", "sun397", "aircraft", "caltech101", "dtd", "eurosat", "cifar100"),
+)
 STREAMS: dict[str, dict[str, Any]] = {
     f"{data}-b0-inc{n}": {
         "data": data if data == "cifar100" else f"data/{data}",
@@ -35,12 +38,20 @@ STREAMS: dict[str, dict[str, Any]] = {
     "domainnet200-b0-inc20": {"data": "data/domainnet200", "base": 20, "increment": 20, "order_seed": None},
     "core50-domains": {"data": "data/core50", "scenario": "domain"},
     "domainnet-b0-inc69": {"data": "data/domainnet", "base": 69, "increment": 69, "order_seed": None},
+    **{
+        f"mtil-order-{number}": {
+            "datasets": [name if name == "cifar100" else f"data/{name}" for name in sets], "tasks": 1,
+            "order_seed": None,
+        }
+        for number, sets in enumerate(MTIL, 1)
+    },
     "caltech101-cifar10-fashion-mnist": {
         "datasets": ["data/caltech101", "cifar10", "fashion-mnist"], "tasks": 1, "order_seed": 1993,
         "train_per_class": 100, "test_per_class": 100,
     },
     "x-tail-16-shot": {  # RAIL's ten data sets, in its order
-        "datasets": [f"data/{name}" for name in X_TAIL], "tasks": 1, "order_seed": None, "train_per_class": 16,
+        "datasets": [f"data/{name}" for name in MTIL[0] if name != "cifar100"], "tasks": 1, "order_seed": None,
+        "train_per_class": 16,
     },
     "caltech101-10-tasks": {"data": "data/caltech101", "tasks": 10, "order_seed": 1993},
     "cifar10-5-tasks": {"data": "cifar10", "tasks": 5, "order_seed": 1993},
