@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from perdure.backbone import Backbone
-from perdure.checks.subject import small_stream
+from perdure.checks.subject import reference_for, small_stream
 from perdure.config import laid_over, load
 from perdure.errors import BackboneError, DataError
 from perdure.memory import FeatureStore
@@ -162,7 +162,7 @@ def fitted(name: str, backbone: Backbone, settings: Mapping[str, Any]) -> dict[s
     kind, stream = methods.get(name), small_stream((2, 2))
     with tempfile.TemporaryDirectory() as folder:
         config = load(kind.Config, laid_over(kind.tags.small, settings))
-        method = kind(backbone, config, seed=3, store=FeatureStore(Path(folder)))
+        method = kind(backbone, config, seed=3, store=FeatureStore(Path(folder)), **reference_for(kind))
         for task in stream:
             method.fit_task(task)
         state = method.state_dict()  # before the tests: mos_release's change it

@@ -10,7 +10,7 @@ import torch
 from perdure import Backbone, FeatureStore, methods
 from perdure.backbone.clip import tiny_clip
 from perdure.checks import check_method
-from perdure.checks.subject import small_stream
+from perdure.checks.subject import reference_for, small_stream
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
@@ -32,7 +32,9 @@ def test_common_checks_on_cuda(name: str) -> None:
 def test_a_state_scores_alike_on_both_devices(name: str, tmp_path: Path) -> None:
     kind, stream = methods.get(name), small_stream()
     config = kind.Config(**kind.tags.small)
-    here, there = (kind(tiny(d, name), config, store=FeatureStore(tmp_path / d)) for d in ("cuda", "cpu"))
+    here, there = (
+        kind(tiny(d, name), config, store=FeatureStore(tmp_path / d), **reference_for(kind)) for d in ("cuda", "cpu")
+    )
     for task in stream:
         here.fit_task(task)
     there.load_state_dict({k: _on_cpu(v) for k, v in here.state_dict().items()})
