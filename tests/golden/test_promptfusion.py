@@ -377,6 +377,8 @@ def test_a_run_names_its_booster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     results = Runner(Recipe.from_values(values), tmp_path / "run").run()
     booster = made(FeatureStore(tmp_path / "features")).booster.identity
     assert results.provenance.fingerprints["booster"] == booster
+    assert results.fairness is not None
+    assert (results.fairness.towers, results.fairness.class_names) == (3, True)
     other = laid_over(values, {"method": {"booster": {"init_seed": 1}}})
     with pytest.raises(RunDirectoryError, match=f"fingerprints.booster = '{booster}' there"):
         Runner(Recipe.from_values(other), tmp_path / "run").run()

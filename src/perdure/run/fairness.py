@@ -19,7 +19,7 @@ def fairness_of(method: Method, exemplars: int) -> Fairness:
         exemplars=exemplars,
         features_kept=tags.keeps_data and not exemplars,
         extra_data=tags.extra_data or None,
-        towers=2 if tags.class_names else 1,
+        towers=1 + tags.class_names + len(method.fingerprints),
     )
 
 

@@ -73,7 +73,7 @@ class Fairness(_Part):
     exemplars: int = Field(description="images kept for later training")
     features_kept: bool = Field(description="whether it keeps something else of every training image")
     extra_data: str | None = Field(description="what else it learns from; null for nothing")
-    towers: int = Field(description="2 where class names are read by a text tower, else 1")
+    towers: int = Field(description="1, one more where a text tower reads class names, and one for a booster")
 
 
 class Member(_Part):
