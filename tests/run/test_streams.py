@@ -23,8 +23,9 @@ TASKS = {
     "vtab-b0-inc10": 5, "5-datasets-b0-inc10": 5, "domainnet200-b0-inc20": 10,
     "caltech101-10-tasks": 10, "cifar10-5-tasks": 5, "fashion-mnist-5-tasks-100-each": 5,
     "domainnet-b0-inc69": 5, "aircraft-b0-inc10": 10, "cars-b0-inc10": 10, "food-b0-inc10": 10, "sun-b0-inc30": 10,
-    "ucf-b0-inc10": 10, "imagenet-r-b0-inc40": 5,
-    "cifar100-b50-inc10": 6, "cifar100-b50-inc5": 11, "imagenet-r-b100-inc20": 6, "imagenet-r-b100-inc10": 11,
+    "ucf-b0-inc10": 10, "imagenet-r-b0-inc40": 5, "cifar100-b50-inc5": 11, "imagenet-r-b100-inc10": 11,
+    "cifar100-b50-inc10": 6, "cub-b100-inc20": 6, "imagenet-r-b100-inc20": 6, "objectnet-b100-inc20": 6,
+    "aircraft-b50-inc10": 6, "cars-b50-inc10": 6, "food-b50-inc10": 6, "sun-b150-inc30": 6, "ucf-b50-inc10": 6,
 }  # fmt: skip
 REST = ["method.name=simplecil", "backbone.name=test_vit", "backbone.pretrained=false", "backbone.device=cpu"]
 INC10 = ["stream.data=cifar100", "stream.base=10", "stream.increment=10"]
@@ -48,10 +49,8 @@ def test_a_name_stands_for_so_many_tasks_in_the_fields_order(name: str, monkeypa
     sizes = task_sizes(CLASSES[data], tasks=stream.tasks, base=stream.base, increment=stream.increment)
     assert name.startswith(f"{data}-")
     assert len(sizes) == TASKS[name]
-    first, others = sizes[0], sizes[-1]
-    assert name.endswith(
-        (f"-b{first if first > others else 0}-inc{others}", f"-{len(sizes)}-tasks", f"-{len(sizes)}-tasks-100-each")
-    )
+    base = sizes[0] if sizes[0] > sizes[-1] else 0
+    assert name.endswith((f"-b{base}-inc{sizes[-1]}", f"-{len(sizes)}-tasks", f"-{len(sizes)}-tasks-100-each"))
     assert stream.order_seed == (None if data in ("vtab", "5-datasets", "domainnet", "domainnet200") else 1993)
     each = 100 if name.endswith("-100-each") else None
     assert (stream.train_per_class, stream.test_per_class) == (each, each)

@@ -36,6 +36,8 @@ PREPROCESS_PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "ranpac_cifar": {**_UNIT_RANGE, "crop_pct": 1.0},
     # FeCAM on CIFAR: the same, by bilinear interpolation
     "fecam_cifar": {**_UNIT_RANGE, "crop_pct": 1.0, "interpolation": "bilinear"},
+    # PROOF: the whole image resized to a square, whatever its shape; mean and deviation are the weights' own
+    "squash": {"image_size": 224, "interpolation": "bicubic", "crop_mode": "squash", "crop_pct": 1.0},
     # SLCA: short side 256, centre crop 224, ImageNet's mean and deviation
     "slca": {**_UNIT_RANGE, "crop_pct": 0.875, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD},
     # SLCA on CIFAR: the same, with CIFAR-100's own mean and deviation

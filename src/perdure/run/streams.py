@@ -1,7 +1,7 @@
 """Streams by name, so that a recipe's file says only what is its own: ``stream: {preset: cifar100-b0-inc10}``.
 
-A name has the field's notation: ``b0`` for a first task as large as the others, ``b50`` for
-one of 50 classes, ``inc10`` for 10 classes each.
+A name has the field's notation: ``b0`` for a first task as large as the others, ``b50`` for one of 50 classes, and
+``inc10`` for 10 classes in each of the others.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ MTIL = (  # the eleven data sets of Zheng et al., ICCV 2023, in both of their or
     ("aircraft", "caltech101", "cifar100", "dtd", "eurosat", "flowers", "food", "mnist", "pets", "cars", "sun397"),
     ("cars", "food", "mnist", "pets", "flowers", "sun397", "aircraft", "caltech101", "dtd", "eurosat", "cifar100"),
 )
+HALVES = {  # half of the classes in the first task: classes there, and in every later one
+    "cifar100": (50, 10), "cub": (100, 20), "imagenet-r": (100, 20), "objectnet": (100, 20), "aircraft": (50, 10),
+    "cars": (50, 10), "food": (50, 10), "sun": (150, 30), "ucf": (50, 10),
+}  # fmt: skip
 STREAMS: dict[str, dict[str, Any]] = {
     f"{data}-b0-inc{n}": {
         "data": data if data == "cifar100" else f"data/{data}",
@@ -32,7 +36,7 @@ STREAMS: dict[str, dict[str, Any]] = {
     f"{data}-b{base}-inc{n}": {
         "data": data if data == "cifar100" else f"data/{data}", "base": base, "increment": n, "order_seed": 1993,
     }
-    for data, base, n in (("cifar100", 50, 10), ("cifar100", 50, 5), ("imagenet-r", 100, 20), ("imagenet-r", 100, 10))
+    for data, (base, n) in (*HALVES.items(), ("cifar100", (50, 5)), ("imagenet-r", (100, 10)))
 } | {
     "5-datasets-b0-inc10": {"data": "data/5-datasets", "base": 10, "increment": 10, "order_seed": None},
     "domainnet200-b0-inc20": {"data": "data/domainnet200", "base": 20, "increment": 20, "order_seed": None},
