@@ -10,7 +10,6 @@ Deviations:
 - Tests add three cosines, as in the paper. In released inner products the first hardly counts (``score_mode``).
 - Tests normalise projected images as training does (``normalise_tests``), which reads all templates (``train.texts``).
 - Of a total budget of images, the classes seen first get what is left over.
-- Dropout of attention shares a part of its draw between the images of a batch (``modules/cross_modal.py``).
 - A class that comes again has the mean of all its images for a prototype.
 - An untaught name reads what the taught rows read, and itself; none reads it. Its fused text stands for a prototype.
 Relations: simplecil compares with such prototypes, clip_zeroshot with such texts, and nothing learns there.
