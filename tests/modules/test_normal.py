@@ -21,8 +21,14 @@ def rows_of(made: Normal, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """What is drawn where the numbers drawn are the rows of an identity: the samples as a linear map."""
     widths = [len(made.z), *[len(made.mean)] * bool(made.noise), *[1] * bool(made.common)]
     parts = iter(torch.eye(sum(widths), dtype=torch.float64).split(widths, 1))
+
+    def numbers(n: int, width: int, **_: Any) -> Tensor:
+        part = next(parts)
+        assert part.shape == (n, width)
+        return part
+
     with monkeypatch.context() as patched:
-        patched.setattr(torch, "randn", lambda n, width, **_: next(parts))
+        patched.setattr(torch, "randn", numbers)
         return made.sample(sum(widths), torch.Generator())
 
 
