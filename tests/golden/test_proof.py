@@ -20,6 +20,7 @@ from perdure.backbone import TwoTowers
 from perdure.backbone.clip import tiny_clip
 from perdure.checks.subject import named_task
 from perdure.data import Candidate
+from perdure.errors import ConfigError
 from perdure.memory.exemplars import herding
 from perdure.methods.proof import Proof
 from perdure.modules.contrastive import contrastive
@@ -283,3 +284,10 @@ def test_data_sets_may_have_different_numbers_of_templates(store: FeatureStore) 
     assert not method.texts_[1, 1].any()
     side = method.network_.text
     torch.testing.assert_close(method.network_.texts(method.texts_)[1], F.normalize(side(method.texts_[1, 0]), dim=0))
+
+
+def test_a_memory_without_room_is_refused_before_anything_is_learned(store: FeatureStore) -> None:
+    method = made(store, memory={"n_images": 1})
+    with pytest.raises(ConfigError, match="n_images must be enough for one image of each of 3 classes, but got 1"):
+        method.fit_task(stream_of()[0])
+    assert (method.classes_, len(method.texts_), len(method.network_.image)) == ([], 0, 0)

@@ -66,10 +66,21 @@ def test_dropout_keeps_what_a_row_reads_on_average() -> None:
     assert many.std(0).min() > 0.01
 
 
-def test_every_image_draws_its_own_dropout() -> None:
+def test_every_image_draws_its_own_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of attention alone, and of images that have no value: only the weights of what all share are left to differ."""
     layer, rows = CrossModalFusion(8, 0.4, generator()), drawn(5, 8).float()
-    read, images = layer.read(rows, layer.shared(rows)), drawn(1, 8, seed=1).float().expand(6, -1)
+    read, images = layer.read(rows, layer.shared(rows)), torch.zeros(6, 8)
+    assert torch.equal(*layer.beside(read, images[:2]))
+    monkeypatch.setattr(layer, "_behind", lambda found, rows, rng: found)
     fused = layer.beside(read, images, generator(3))
     assert fused.shape == (6, 5, 8)
     assert all(not torch.allclose(fused[0], other) for other in fused[1:])
-    torch.testing.assert_close(*layer.beside(read, images[:2]))
+
+
+def test_scores_add_three_similarities_and_count_the_second_twice_without_a_prototype() -> None:
+    layer, x = CrossModalFusion(8, 0.0, generator()), drawn(4, 8)
+    texts, names = drawn(3, 8, seed=1), drawn(2, 8, seed=5)
+    rows = FusedRows(layer, texts, drawn(3, 8, seed=2), drawn(1, 2, 8, seed=3), names)
+    by_text, by_prototype, by_name = rows.similarities(x)
+    expected = torch.cat([0.5 * x @ texts.T + by_text + by_prototype, 0.5 * x @ names.T + 2 * by_name], 1)
+    torch.testing.assert_close(rows.scores(x, 0.5), expected)

@@ -80,6 +80,7 @@ REASONS = {
     "joint": ["features_ (of every image seen) differ", "mean_ (mean", "scale_ (their"],
     "mos": ["adapters_ differ, and sums_ ", "adapters_ differ, and gaussians_ "],
     "mos_release": ["prefix_ (S_t", "working_ (W"],
+    "proof": ["network_ (learned in every task) differ", "contexts_ (C_k"],
     "zscl": ["texts_ (w_c"],
 }
 

@@ -66,7 +66,7 @@ class Proof(ClipMethod[ProofConfig]):
     texts_: Tensor = learned("classes, sentences, d", torch.float32, "text embeddings, zeros where templates are fewer")
     counts_: Tensor = learned("classes", torch.long, "n_c: images of each class", merges="added")
     sums_: Tensor = learned("classes, d", torch.float64, "sums of image embeddings of length 1", merges="added")
-    network_: CrossModal = learned_module(CrossModal.STATE, "the fusion, learned in every task", rest="fusion")
+    network_: CrossModal = learned_module(CrossModal.STATE, "learned in every task", rest="fusion", merges="")
     contexts_: Tensor = learned("tasks, prompts, d", torch.float32, "C_k, each task's context prompts")
     log_scale_: Tensor = learned("", torch.float32, "logarithm of the logit scale")
     exemplars_: Exemplars = learned_module(Exemplars.STATE, "images of earlier tasks")
