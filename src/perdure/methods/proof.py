@@ -14,8 +14,8 @@ Deviations:
 - An untaught name reads what the taught rows read, and itself; none reads it. Its fused text stands for a prototype.
 Relations: simplecil compares with such prototypes, clip_zeroshot with such texts, and nothing learns there.
 Cost: F is a frozen forward pass. Any image, kept ones too: F once ever; a text once ever. A step of B images and C
-    classes: 15 (B + 2 C) d² multiplications, 2 B C d numbers in memory. State: 2 d² numbers per task and 4 d² in all,
-    2 d per class, d per template of it; files of what is kept.
+    classes: 15 (B + 2 C) d² + 12 B C² d multiplications, the last for dropout alone; a test image about 4 C d. State:
+    2 d² numbers per task and 4 d² in all, 2 d per class, d per template of it; files of what is kept.
 """
 
 from __future__ import annotations
