@@ -47,6 +47,7 @@ NOTES = {
     "table:ranpac-cost": "No recipe: `python -m benchmarks.ranpac_cost`.",
     "table:batch-bits": "No recipe: `python -m benchmarks.batch_bits`.",
     "table:mutants": "No recipe: `make mutants`.",
+    "table:rapf-settings": "No recipe: `python -m benchmarks.rapf_settings`.",
     **{
         f"table:clip-{data}": (
             f"Recipes: `recipes/{data}/METHOD_clip_lite0.yaml` and `recipes/{data}/METHOD_clip_default.yaml`{orders}."

@@ -12,6 +12,7 @@ from typing import Any
 from scripts.clip_tables import CLIP_TABLES
 from scripts.mixture_tables import MIXTURE_TABLES
 from scripts.mutants import mutants_table
+from scripts.rapf_tables import rapf_settings_table
 from scripts.small_clip_tables import SMALL_CLIP_TABLES
 from scripts.table_cells import head_of, mean_of, row_of
 from scripts.table_marks import explained, mark
@@ -252,6 +253,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "table:first-session": first_session_table,
     "table:batch-bits": batch_bits_table,
     "table:mutants": mutants_table,
+    "table:rapf-settings": rapf_settings_table,
     **MIXTURE_TABLES,
     **CLIP_TABLES,
     **SMALL_CLIP_TABLES,

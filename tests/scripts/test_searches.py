@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import search, search_baselines, search_prompts, search_representation
+from benchmarks import rapf_settings, search, search_baselines, search_prompts, search_representation
 from benchmarks.comparison import Comparison, _same
 from benchmarks.records import ResultFile
 from benchmarks.search import Cut, Grid, product
@@ -32,13 +32,16 @@ def cells(name: str) -> list[tuple[Grid, dict[str, Any]]]:
     if name == "search_representation":
         grids = search_representation.SEARCH.grids
         return [(grids[v], f) for cut in held["data"].values() for b in cut.values() for v, f in b.items() if f["rows"]]
+    if name == "rapf_settings":
+        grids = rapf_settings.SEARCH.grids
+        return [(grids[v], f) for cut in held["data"].values() for b in cut.values() for v, f in b.items() if f["rows"]]
     return [(grid, held[m]) for m, grid in search_baselines.SEARCH.grids.items() if m in held]
 
 
 @pytest.mark.parametrize(
     "name",
     ["search_prompts", "search_representation", "search_baselines", "search_joint_default_caltech101",
-     "search_joint_default_cifar10"],
+     "rapf_settings", "search_joint_default_cifar10"],
 )  # fmt: skip
 def test_what_is_chosen_is_on_record(name: str) -> None:
     assert cells(name)
@@ -56,7 +59,7 @@ def test_ties_go_to_fewer_epochs_then_to_smaller_numbers() -> None:
 
 
 def test_every_point_is_a_configuration() -> None:
-    for one in (search_baselines.SEARCH, search_representation.SEARCH):
+    for one in (search_baselines.SEARCH, search_representation.SEARCH, rapf_settings.SEARCH):
         for grid in one.grids.values():
             assert len({repr(grid.config(point)) for point in grid.points}) == len(grid.points)
     adapted = search_representation.SEARCH.grids["aper_ssf"].config({"lr": 0.01, "epochs": 5}).adapt  # type: ignore[attr-defined]
