@@ -79,6 +79,14 @@ def test_01_the_student_becomes_its_mean(store: FeatureStore, monkeypatch: pytes
         torch.testing.assert_close(p, expected, atol=1e-6, rtol=0, msg=name)
 
 
+def test_01_the_first_step_counts(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    means: list[int] = []
+    monkeypatch.setattr(WeightMean, "take", lambda self: means.append(self.n))
+    zscl(store, train={"iterations": 5}, ensemble=3).fit_task(small_stream()[0])  # steps 0 and 3
+    zscl(store, train={"iterations": 2}, ensemble=100).fit_task(small_stream()[0])
+    assert means == [1 + 2, 1 + 1]
+
+
 def test_02_a_frozen_student_is_its_mean(store: FeatureStore) -> None:
     method = zscl(store, train={"lr": 1e-30, "schedule": {"name": "constant"}}, ensemble=1)
     start = weights(method.student_)
@@ -94,6 +102,17 @@ def teacher_of(method: ZSCL) -> tuple[Teacher, ReferenceBatch]:
     rows = torch.tensor([0, 2, 3]) if teacher.how.texts_by == "symmetric" else torch.zeros(0, dtype=torch.long)
     method.student_.requires_grad_(True)
     return teacher, ReferenceBatch(images, backbone.features(images), rows)
+
+
+def test_03_each_distillation_has_its_weight(store: FeatureStore) -> None:
+    def loss(images: float, texts: float) -> float:
+        method = zscl(store, distill={"images": images, "texts": texts})
+        teacher, batch = teacher_of(method)
+        return teacher.loss(method.student_.embed(batch.images), batch, method._read).item()
+
+    by_images, by_texts = loss(1.0, 0.0), loss(0.0, 1.0)
+    assert by_images != pytest.approx(by_texts, rel=0.01)
+    assert loss(2.0, 5.0) == pytest.approx(2 * by_images + 5 * by_texts, rel=1e-4)
 
 
 @pytest.mark.parametrize("by", ["transpose", "symmetric"])
