@@ -269,6 +269,25 @@ def test_10d_the_last_tasks_gate_teaches_without_gradient() -> None:
     assert all(p.grad is not None for p in part.parameters())
 
 
+def test_10f_the_teacher_is_the_gate_as_the_last_task_left_it(store: FeatureStore) -> None:
+    method, taught_by = made(store, lite={"hidden": 8}), []
+    real = Gate.trained
+
+    def looked(self: Gate, unit: Tensor, stable: Tensor, boost: Tensor, before: Gate | None, rng: Any) -> Any:
+        taught_by.append(None if before is None else before.out.weight.clone())
+        return real(self, unit, stable, boost, before, rng)
+
+    with mock.patch.object(Gate, "trained", looked):
+        taught(method, 1)
+        left = method.fusion_.state_dict()["out.weight"].clone()
+        n_first = len(taught_by)
+        taught(method)
+    assert taught_by[:n_first] == [None] * n_first
+    assert len(taught_by) > n_first
+    assert all(torch.equal(weight, left) for weight in taught_by[n_first:])
+    assert not torch.equal(method.fusion_.state_dict()["out.weight"], left)
+
+
 def test_10e_an_image_passes_the_booster_only_if_its_gate_asks(store: FeatureStore) -> None:
     backbone = tiny_clip()
     method = taught(made(store, backbone, lite={"hidden": 8}))
@@ -408,7 +427,8 @@ def test_names_and_memories_that_do_not_fit_are_refused_before_anything_is_learn
         made(store, context=37, keep_placeholders=True).require_names([Candidate("a", "a b c d")])
     made(store, context=37).require_names([Candidate("a", "a b c d")])
     few = made(store, n_images=1)
-    with pytest.raises(ConfigError, match="n_images must be enough for one image of each of 2 classes, but got 1"):
+    full = pytest.raises(ConfigError, match="n_images must be enough for one image of each of 2 classes, but got 1")
+    with full, mock.patch.object(Session, "run", side_effect=AssertionError("trained")):
         few.fit_task(task)
     with pytest.raises(StreamError, match="name of class 'CAT' must be like no other class's, but got 'CAT'"):
         few.require_names([Candidate("cat", "cat"), Candidate("CAT", "CAT")])
