@@ -54,6 +54,7 @@ NOTES = {
         )
         for data, orders in {"caltech101": f"; {ORDERS}", "cifar10": f"; {ORDERS}", "three-sets": ""}.items()
     },
+    "table:clip-one-tower": f"Recipes: `recipes/caltech101/METHOD_clip_default.yaml`; {ORDERS}.",
     "table:clip-zero-shot": (
         "Recipes: `recipes/caltech101/METHOD_clip_lite0.yaml` and `recipes/caltech101/METHOD_clip_default.yaml`, class "
         "order 1993."
