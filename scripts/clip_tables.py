@@ -49,7 +49,7 @@ def over_sets_table() -> str:
         for method in METHODS:
             if orders := orders_of("three-sets", method, backbone):
                 told = [run["datasets"] for run in orders]
-                both = (told, [each["untold"] for each in told])
+                both = (told, [each["untold"] for each in told if each.get("untold")])
                 cells = [mean_of([each[f] for each in half if each[f] is not None]) for half in both for f in OVER_SETS]
                 lines.append(row_of(first_of(backbone, method, orders), [*used(orders), *cells]))
     return "\n".join(lines)
