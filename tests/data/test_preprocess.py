@@ -19,6 +19,7 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 AS_IT_IS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # pixels in [0, 1]
 CIFAR = {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)}
+CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 PUBLISHED = {  # the short side before the centre crop of 224, how it is resized, and what is taken off and divided by
     "lamda": (256, "bicubic", AS_IT_IS),
     "lae": (256, "bilinear", AS_IT_IS),
@@ -26,6 +27,7 @@ PUBLISHED = {  # the short side before the centre crop of 224, how it is resized
     "fecam_cifar": (224, "bilinear", AS_IT_IS),
     "slca": (256, "bicubic", IMAGENET),
     "slca_cifar": (256, "bicubic", CIFAR),
+    "proof": (224, "bicubic", CLIP),
 }
 
 

@@ -73,12 +73,12 @@ def test_recipes_are_the_published_rows(data: str) -> None:
         preset = {"cifar100": "cifar"}.get(data, data.replace("-", "_"))
         preset = f"{preset}_b50" if base and f"{preset}_b50" in PRESETS else preset
         assert told["stream"] == {"preset": f"{data}-b{base}-inc{small}"}
-        assert told["backbone"] == {"name": "open_clip/ViT-B-16/laion400m_e32", "preset": "squash"}
+        assert told["backbone"] == {"name": "open_clip/ViT-B-16/laion400m_e32", "preset": "proof"}
         assert told["method"] == {"name": "proof", "preset": preset}
 
 
 def test_the_published_view_is_the_whole_image_and_the_weights_own_colours() -> None:
     own = Preprocess(image_size=224, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    view = own.with_preset("squash")
+    view = own.with_preset("proof")
     assert (view.image_size, view.crop_mode, view.crop_pct, view.interpolation) == (224, "squash", 1.0, "bicubic")
     assert (view.mean, view.std) == (own.mean, own.std)

@@ -14,7 +14,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Num
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    create_transform,
+)
 from torch import Tensor
 
 from perdure.errors import ShapeError, UnknownNameError, did_you_mean
@@ -36,8 +42,15 @@ PREPROCESS_PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "ranpac_cifar": {**_UNIT_RANGE, "crop_pct": 1.0},
     # FeCAM on CIFAR: the same, by bilinear interpolation
     "fecam_cifar": {**_UNIT_RANGE, "crop_pct": 1.0, "interpolation": "bilinear"},
-    # PROOF: the whole image resized to a square, whatever its shape; mean and deviation are the weights' own
-    "squash": {"image_size": 224, "interpolation": "bicubic", "crop_mode": "squash", "crop_pct": 1.0},
+    # PROOF: the whole image resized to a square, whatever its shape, with CLIP's mean and deviation
+    "proof": {
+        "image_size": 224,
+        "interpolation": "bicubic",
+        "crop_mode": "squash",
+        "crop_pct": 1.0,
+        "mean": OPENAI_CLIP_MEAN,
+        "std": OPENAI_CLIP_STD,
+    },
     # SLCA: short side 256, centre crop 224, ImageNet's mean and deviation
     "slca": {**_UNIT_RANGE, "crop_pct": 0.875, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD},
     # SLCA on CIFAR: the same, with CIFAR-100's own mean and deviation

@@ -81,7 +81,7 @@ class PromptFusion(TextMethod[PromptFusionConfig]):
         backbone="towers", prompted=True, keeps_data=True, class_names=True,
         small={"booster": {"name": "test_vit", "pretrained": False}, "context": 2, "clip_prompt": 2,
                "booster_prompt": 2, "n_images": 12, "train": {"epochs": 1, "batch_size": 8}},
-        learns={"train": {"epochs": 12, "lr": 0.02, "batch_size": 4}},
+        learns={"train": {"epochs": 7, "lr": 0.03, "batch_size": 4}},
     )  # fmt: skip
 
     booster_: str = learned_constant("a hash of the booster", of="booster")
