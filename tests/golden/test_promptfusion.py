@@ -499,3 +499,12 @@ def test_the_published_size_of_what_learns_in_the_first_task() -> None:
     contexts, prompts, head, balance = 10 * 30 * 512, 2 * 30 * 768, 100 * 768 + 100, 1
     alpha = ClassWeights(0, 0, 10, torch.zeros(32, 0)).alpha.numel()
     assert contexts + prompts + head + balance + alpha == 276_901
+
+
+@pytest.mark.parametrize("whole", [{"weights": "row"}, {"lite": {}}])
+def test_what_looks_at_whole_batches_is_refused_for_parts_of_them(whole: dict[str, Any]) -> None:
+    parts = {"accumulate": 2}
+    with pytest.raises(RecipeError, match=f"{next(iter(whole))} must be its default where train.accumulate"):
+        PromptFusionConfig(train=parts, **whole)
+    assert PromptFusionConfig(train=parts, weights="class", lite=None).train.accumulate == 2
+    assert PromptFusionConfig(**whole).train.accumulate == 1

@@ -20,9 +20,9 @@ from perdure.backbone import TwoTowers
 from perdure.backbone.clip import tiny_clip
 from perdure.checks.subject import named_task
 from perdure.data import Candidate
-from perdure.errors import ConfigError
+from perdure.errors import ConfigError, RecipeError
 from perdure.memory.exemplars import herding
-from perdure.methods.proof import Proof
+from perdure.methods.proof import Proof, ProofConfig
 from perdure.modules.contrastive import contrastive
 from perdure.modules.cross_modal import CrossModal, CrossModalFusion, FusedRows, Projections
 from perdure.train.fusing import FusedTraining, Learner
@@ -291,3 +291,8 @@ def test_a_memory_without_room_is_refused_before_anything_is_learned(store: Feat
     with pytest.raises(ConfigError, match="n_images must be enough for one image of each of 3 classes, but got 1"):
         method.fit_task(stream_of()[0])
     assert (method.classes_, len(method.texts_), len(method.network_.image)) == ([], 0, 0)
+
+
+def test_a_batch_passes_at_once_for_its_images_are_compared() -> None:
+    with pytest.raises(RecipeError, match="accumulate must be 1, but got 2"):
+        ProofConfig(train={"accumulate": 2})

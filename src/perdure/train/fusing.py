@@ -30,6 +30,7 @@ class FusedTraining(Training):
     batch_size: int = Field(64, ge=1, description="images per step")
     optimizer: Optimizer = Field(SGD(weight_decay=0.05), description="new at every task")
     schedule: Schedule = Field(EpochCosine(), description="of the learning rate")
+    accumulate: Literal[1] = Field(1, description="a step's images pass together: they are compared with one another")
     texts: Literal["ensemble", "first"] = Field("ensemble", description="all templates, or, as released, the first")
     pairs: Literal["one_positive", "multi_positive"] = Field(
         "one_positive", description="whether texts of an image's class count as wrong where they stand for other images"
