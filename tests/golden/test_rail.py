@@ -27,6 +27,8 @@ from perdure.errors import ConfigError
 from perdure.methods.clip_zeroshot import ClipZeroShot
 from perdure.methods.rail import RAIL
 from perdure.modules import room
+from perdure.modules.ridge_forms import Dual
+from rows import generator
 from tiny_clip import clip
 
 NAMES = ["cat", "dog", "owl", "fox"]
@@ -229,6 +231,13 @@ def test_13_what_memory_cannot_hold_is_refused_with_its_bytes(monkeypatch: Any) 
         taught(rail(texts, **DUAL), (features, names))
     monkeypatch.setattr(room, "machine_memory", lambda: None)
     taught(rail(texts, **DUAL), (features, names))
+
+
+def test_a_ridge_that_is_numerically_zero_is_refused() -> None:
+    ridge = Dual(ridge=1e-20).made(2, generator(), torch.device("cpu"))
+    ridge.add(unit(torch.ones(3, 2)), torch.tensor([0, 1, 1]), 2)
+    with pytest.raises(ConfigError, match="ridge must be large enough for a positive definite kernel, but got 1e-20"):
+        ridge(torch.ones(1, 2))
 
 
 def test_presets_are_the_released_ones() -> None:

@@ -237,14 +237,22 @@ class DualRidge(_Ridge):
 
     @property
     def weight(self) -> Float[Tensor, "keys classes"]:
-        """alpha, solved when first needed."""
+        """alpha, solved when first needed.
+
+        Raises:
+            ConfigError: if lambda is too small for a kernel in which two images are one.
+        """
         return self._solved.of(self.columns, self._solve)
 
     def _solve(self) -> Float[Tensor, "keys classes"]:
         keys = self.keys.to(self.device, torch.float64)
         kernel = gaussian_kernel(keys, keys, self.form.gamma)
         kernel.diagonal().add_(self.form.ridge)
-        return torch.cholesky_solve(F.one_hot(self.columns).to(kernel), torch.linalg.cholesky(kernel))
+        factor, failed = torch.linalg.cholesky_ex(kernel)
+        if failed:
+            must_be, hint = "large enough for a positive definite kernel", "Raise it: beside the kernel it is zero"
+            raise ConfigError("DualRidge", "ridge", must_be, self.form.ridge, hint)
+        return torch.cholesky_solve(F.one_hot(self.columns).to(kernel), factor)
 
     def forward(self, g: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
         """As :meth:`PrimalRidge.forward`."""
