@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses as dc
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from perdure.backbone.clip import tiny_clip
 from perdure.backbone.second import SecondBackbone, View, as_second_sees
 from perdure.backbone.tiny import TINY, small_vit
 from perdure.data import Preprocess
-from perdure.errors import BackboneError, ConfigError
+from perdure.errors import BackboneError, ConfigError, UnknownNameError
 
 PIXELS = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
@@ -70,3 +71,16 @@ def test_a_backbone_that_is_of_no_use_is_refused() -> None:
     first.preprocess = Preprocess(8)
     with pytest.raises(ConfigError, match=r"booster must be one that takes images of 8 pixels, the CLIP's, but got"):
         beside(first)
+
+
+def test_what_is_wrong_with_it_is_told_as_the_boosters() -> None:
+    with pytest.raises(BackboneError, match=r"^a test: booster: backbone must be a timm VisionTransformer, but got"):
+        beside(tiny_clip(), name="test_efficientnet.r160_in1k")
+    with pytest.raises(UnknownNameError, match=r"^a test: booster: .*but got 'no_such_vit'"):
+        beside(tiny_clip(), name="no_such_vit")
+
+
+def test_weights_are_found_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert SecondBackbone(weights="mine.safetensors").weights == str(tmp_path / "mine.safetensors")
+    assert SecondBackbone().weights is None

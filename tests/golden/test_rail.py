@@ -165,6 +165,11 @@ def test_08_names_alone_change_nothing_that_was_learned(form: dict[str, Any]) ->
     assert not torch.equal(opened[:, :2], closed)
 
 
+def test_no_candidates_have_no_scores() -> None:
+    features, names, texts = problem()
+    assert among(taught(rail(texts, **PLAIN), (features, names)), features, []).shape == (24, 0)
+
+
 def test_10_an_image_passes_once_whatever_beta(store: FeatureStore) -> None:
     stream, backbone = load_stream("synthetic", tasks=3), tiny_clip()
     for beta in (0.0, 0.5, 1.0):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses as dc
+from pathlib import Path
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Num
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from perdure.backbone.backbone import Backbone
 from perdure.backbone.kinds import require_kind
 from perdure.config import Config
-from perdure.errors import ConfigError
+from perdure.errors import BackboneError, ConfigError, UnknownNameError
 
 View = Literal["own", "shared"]
 
@@ -25,6 +26,11 @@ class SecondBackbone(Config):
     weights: str | None = Field(None, description="a local safetensors file")
     pretrained: bool = Field(True, description="false: random weights")
     init_seed: int = Field(0, ge=0, description="of random weights")
+
+    @field_validator("weights")
+    @classmethod
+    def _weights_are_found_from_anywhere(cls, given: str | None) -> str | None:
+        return None if given is None else str(Path(given).expanduser().absolute())
 
     def beside(self, first: Backbone, view: View, who: str) -> Backbone:
         """Opens it for the images of another Vision Transformer, on that one's device and in its precision.
@@ -44,8 +50,11 @@ class SecondBackbone(Config):
             UnknownNameError: for an unknown name.
         """
         first.vit  # noqa: B018  # says itself what is missing
-        loaded = Backbone.load(**self.model_dump(), device=str(first.device), precision=first.precision)
-        second = require_kind(loaded, "vit", who)
+        try:
+            loaded = Backbone.load(**self.model_dump(), device=str(first.device), precision=first.precision)
+            second = require_kind(loaded, "vit", who)
+        except (BackboneError, UnknownNameError) as error:
+            raise type(error)(who, f"booster: {error.name}", error.must_be, error.got, error.hint) from error
         own, size = second.preprocess, first.preprocess.image_size
         if own.image_size != size:
             _resample(second, size, who)

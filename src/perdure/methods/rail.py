@@ -104,6 +104,8 @@ class RAIL(ClipMethod[RAILConfig]):
         s = F.pad(self.ridge_(normalised(features.float())), (0, 1))[
             :, columns
         ]  # column -1, of zeros, for untaught ones
+        if not len(columns):
+            return p.float()
         known = (columns >= 0)[p.argmax(1)]
         return torch.where(known[:, None], (1 - beta) * p + beta * s, p).float()
 
