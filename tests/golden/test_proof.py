@@ -89,7 +89,7 @@ def test_03_an_image_is_scored_alone_or_with_its_batch(store: FeatureStore) -> N
     alone = torch.cat([method._scores_from_features(row[None]) for row in features])
     torch.testing.assert_close(alone, whole, atol=1e-6, rtol=1e-6)
     mean = made(store, fusion="batch_mean").load_state_dict(method.state_dict())
-    assert (mean.promises.depends_on_test_batch, method.depends_on_test_batch) == (True, False)
+    assert (mean.promises.depends_on_test_batch, method.promises.depends_on_test_batch) == (True, False)
     torch.testing.assert_close(mean._scores_from_features(features[:1]), whole[:1])
     assert (mean._scores_from_features(features)[:1] - whole[:1]).abs().max() > 1e-4
     parts = [mean._scores_from_features(part) for part in features.split(4)]

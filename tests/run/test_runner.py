@@ -40,7 +40,8 @@ def small_settings(method: str) -> list[str]:
     small = {"joint": {"train": {"epochs": 3}}, "l2p": {"train": {"epochs": 1}}}.get(
         method, methods.get(method).tags.small
     )
-    settings = [f"method.{name}={json.dumps(value)}" for name, value in small.items()]
+    written = {name: value if isinstance(value, str) else json.dumps(value) for name, value in small.items()}
+    settings = [f"method.{name}={value}" for name, value in written.items()]
     if not takes_reference(methods.get(method)):
         return settings
     beside = Path(os.environ["PERDURE_CACHE"]).with_name("reference")  # the test's own folder
