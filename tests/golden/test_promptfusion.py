@@ -501,10 +501,6 @@ def test_the_published_size_of_what_learns_in_the_first_task() -> None:
     assert contexts + prompts + head + balance + alpha == 276_901
 
 
-@pytest.mark.parametrize("whole", [{"weights": "row"}, {"lite": {}}])
-def test_what_looks_at_whole_batches_is_refused_for_parts_of_them(whole: dict[str, Any]) -> None:
-    parts = {"accumulate": 2}
-    with pytest.raises(RecipeError, match=f"{next(iter(whole))} must be its default where train.accumulate"):
-        PromptFusionConfig(train=parts, **whole)
-    assert PromptFusionConfig(train=parts, weights="class", lite=None).train.accumulate == 2
-    assert PromptFusionConfig(**whole).train.accumulate == 1
+def test_what_looks_at_whole_batches_gets_them_whole() -> None:
+    with pytest.raises(RecipeError, match="accumulate must be 1, but got 2"):
+        PromptFusionConfig(train={"accumulate": 2})

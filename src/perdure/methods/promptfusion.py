@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -38,14 +38,14 @@ from perdure.memory import Exemplars
 from perdure.methods.base import Tags, methods
 from perdure.methods.base_clip import TextMethod
 from perdure.modules.heads import GrowingLinear, cosine_scores, linear_scores
-from perdure.modules.score_fusion import ClassWeights, Gate, LearnedShare, Sign
+from perdure.modules.score_fusion import ClassWeights, Gate, LearnedShare, Lite, Sign
 from perdure.train.class_contexts import ClassContexts
-from perdure.train.pairs import Embedded, PairedImages, PairedPrompts, SomeLite, Weights
+from perdure.train.pairs import Embedded, PairedImages, PairedPrompts, WholeBatches
 from perdure.train.replay import keep
 from perdure.train.session import Session
-from perdure.train.settings import AdamW, EpochCosine, Training
+from perdure.train.settings import AdamW, EpochCosine
 
-TRAIN = Training(
+TRAIN = WholeBatches(
     lr=2e-3, epochs=3, batch_size=32, optimizer=AdamW(weight_decay=1e-4), schedule=EpochCosine(), clip_norm=1.0
 )
 
@@ -57,14 +57,14 @@ class PromptFusionConfig(MethodConfig):
 
     booster: SecondBackbone = Field(SecondBackbone(), description="the second backbone, a ViT")
     booster_view: View = Field("own", description="normalise its pixels as its weights want, or as the CLIP's")
-    train: Training = Field(TRAIN, description="of all that learns, on new and kept images together")
+    train: WholeBatches = Field(TRAIN, description="of all that learns, on new and kept images together")
     context: int = Field(30, ge=1, description="M, learned vectors before each class's name")
     keep_placeholders: bool = Field(False, description="leave M tokens X between the vectors and the name")
     clip_prompt: int = Field(30, ge=1, description="tokens in the CLIP's image tower, from N(0, 1)")
     booster_prompt: int = Field(30, ge=1, description="tokens in the booster, from U(-1, 1)")
-    weights: Weights = Field("class", description="learned weights in the loss: by class, or batch row")
+    weights: Literal["class", "row"] = Field("class", description="learned weights in the loss: by class, or batch row")
     fusion_sign: Sign = Field("code", description="whose share sigmoid(lambda) is: the booster's, or the CLIP's")
-    lite: SomeLite = Field(None, description="ask the booster only where a gate says so; null: always")
+    lite: Lite | None = Field(None, description="ask the booster only where a gate says so; null: always")
     n_images: int = Field(5000, ge=1, description="images kept in all, by herding")
 
 

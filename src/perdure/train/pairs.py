@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Num
-from pydantic import AfterValidator, ValidationInfo
+from pydantic import Field
 from torch import Tensor, nn
 
 from perdure.backbone import Backbone, Prompt, TwoTowers, normalised
 from perdure.backbone.second import as_second_sees
 from perdure.data import LabelledImages
 from perdure.memory import FeatureStore
-from perdure.modules.score_fusion import Lite
 from perdure.train.batches import planned
 from perdure.train.settings import Training
 from perdure.types import Event
 
 Embedded = tuple[Float[Tensor, "b _n _w"], Float[Tensor, "b _m _e"]]  # inputs of both first blocks
 Tokens = Callable[[np.ndarray], Tensor]  # images' positions -> inputs of a first block
-V = TypeVar("V")
 
 
-def _of_whole_batches(value: V, info: ValidationInfo) -> V:
-    """A loss by place in the batch, or of a mean over it, is another one for each part of a batch."""
-    if value not in ("class", None) and getattr(info.data.get("train"), "accumulate", 1) > 1:
-        raise ValueError("its default where train.accumulate is above 1: it looks at whole batches")
-    return value
+class WholeBatches(Training):
+    """How something is trained whose loss looks at all of a batch."""
 
-
-Weights: TypeAlias = Annotated[Literal["class", "row"], AfterValidator(_of_whole_batches)]
-"""Of the loss, by class, or by row of the batch; the latter only where a batch passes at once."""
-SomeLite: TypeAlias = Annotated[Lite | None, AfterValidator(_of_whole_batches)]
-"""The gate's settings, if there is one; only where a batch passes at once."""
+    accumulate: Literal[1] = Field(1, description="a batch passes at once: the loss looks at all of it")
 
 
 class PairedPrompts(nn.Module):
