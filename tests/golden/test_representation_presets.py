@@ -63,7 +63,8 @@ SPECIFIED: dict[str, dict[str, Any]] = {
     },
     "slca": {
         "train": merged(TRAIN, {
-            "batch_size": 128, "schedule": {"name": "milestone", "milestone": 18}, "augment": {"min_scale": 0.5},
+            "batch_size": 128, "schedule": {"name": "milestone", "milestone": 18, "again": None},
+            "augment": {"min_scale": 0.5},
         }),
         "slow": 0.01, "reset_final_norm": False,
         "align": {
