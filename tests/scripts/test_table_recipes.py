@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from perdure.run import Recipe, load_recipe, stream_settings
+from perdure.run import Recipe, load_recipe, reference_settings, stream_settings
 from scripts import table_recipes, write_tables
 from scripts.old_settings import in_sections
 from scripts.table_recipes import NOTES, RUNS, Run, read
@@ -24,6 +24,7 @@ WORDS = {"METHOD": r"\w+", "DATA": r"[\w-]+", "VARIANT": r"\w+", "ORDER": r"\d+"
 def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(stream_settings, "_require_there", lambda *_: None)  # recipes are read, not run
+    monkeypatch.setattr(reference_settings, "require_places", lambda *_: None)
 
 
 def plain(values: Any) -> Any:
