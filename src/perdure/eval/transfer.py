@@ -8,12 +8,15 @@ Vision-Language Models", NeurIPS 2024; a released cell of 0 % is left out of its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from perdure.eval.matrix import Predictions, mean_of_known
+
+_Told: TypeAlias = tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]  # each image's task, whether it is right
 
 
 def zero_shot_accuracy(p: Predictions) -> float:
@@ -42,17 +45,13 @@ def set_matrix(after: Sequence[Predictions], sets: Sequence[str]) -> Float[np.nd
     Returns:
         Row i: after the last task of the i-th set; column j: on the j-th set; NaN where nothing was answered.
     """
-    names, of_task = list(dict.fromkeys(sets)), np.array(sets)
-    values = np.full((len(names), len(names)), np.nan)
-    for i, row in enumerate(names):
-        p = after[int(np.flatnonzero(of_task == row)[-1])]
-        for j, name in enumerate(names):
-            tasks = np.flatnonzero(of_task == name)
-            if j <= i and p.told is not None:
-                values[i, j] = mean_of_known((p.told == p.labels)[np.isin(p.task, tasks)])
-            elif j > i and (u := p.untaught) is not None:
-                values[i, j] = mean_of_known((u.best == u.labels)[np.isin(u.task, tasks)])
-    return values
+
+    def answered(p: Predictions, taught: bool) -> _Told | None:
+        if taught:
+            return None if p.told is None else (p.task, p.told == p.labels)
+        return None if p.untaught is None else (p.untaught.task, p.untaught.best == p.untaught.labels)
+
+    return _by_set(after, sets, answered)
 
 
 def untold_matrix(after: Sequence[Predictions], sets: Sequence[str]) -> Float[np.ndarray, "sets sets"]:
@@ -64,16 +63,27 @@ def untold_matrix(after: Sequence[Predictions], sets: Sequence[str]) -> Float[np
         after: as for :func:`set_matrix`.
         sets: as for :func:`set_matrix`.
     """
+
+    def answered(p: Predictions, taught: bool) -> _Told | None:
+        if p.among_all is not None:
+            return p.among_all.task, p.among_all.best == p.among_all.labels
+        return (p.task, p.correct) if taught else None
+
+    return _by_set(after, sets, answered)
+
+
+def _by_set(
+    after: Sequence[Predictions], sets: Sequence[str], answered: Callable[[Predictions, bool], _Told | None]
+) -> Float[np.ndarray, "sets sets"]:
+    """The share that is right, by data set; ``answered`` gives what was said of taught sets, or of untaught ones."""
     names, of_task = list(dict.fromkeys(sets)), np.array(sets)
     values = np.full((len(names), len(names)), np.nan)
     for i, row in enumerate(names):
         p = after[int(np.flatnonzero(of_task == row)[-1])]
         for j, name in enumerate(names):
-            tasks = np.flatnonzero(of_task == name)
-            if (a := p.among_all) is not None:
-                values[i, j] = mean_of_known((a.best == a.labels)[np.isin(a.task, tasks)])
-            elif j <= i:
-                values[i, j] = mean_of_known(p.correct[np.isin(p.task, tasks)])
+            if (found := answered(p, j <= i)) is not None:
+                task, right = found
+                values[i, j] = mean_of_known(right[np.isin(task, np.flatnonzero(of_task == name))])
     return values
 
 
